@@ -1,0 +1,102 @@
+"""The Ray actor that grades, and the driver's side of it."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
+
+from srl.config import RewardConfig
+from srl.reward.grader import grade
+from srl.reward.rules import GradeRequest
+from srl.trajectory import Outcome
+
+CACHED_GRADES = 100_000  # (answer, gold) pairs per actor: the trajectories of a group repeat each other's answers
+LARGEST_CHUNK = 64  # requests per call: what a restarted actor does again
+
+GOLDEN = [
+    (r"\frac{1}{2}", "0.5", Outcome.CORRECT),
+    (r"2\sqrt{3}", r"\sqrt{12}", Outcome.CORRECT),
+    ("42.", "42", Outcome.CORRECT),
+    (r"\frac{1}{3}", "0.5", Outcome.INCORRECT),
+    (r"3\sqrt{2}", r"\sqrt{12}", Outcome.INCORRECT),
+    ("43", "42", Outcome.INCORRECT),
+    (None, "42", Outcome.NO_ANSWER),
+]
+
+
+@ray.remote
+class RewardActor:
+    """Grades on the main thread of its process, one call at a time. Refuses to start if it gets a known case wrong."""
+
+    def __init__(self, index: int, parse_timeout_s: int) -> None:
+        self.index = index
+        self.outcomes: Counter[Outcome] = Counter()
+        self.grade_cached = lru_cache(CACHED_GRADES)(lambda answer, gold: grade(answer, gold, parse_timeout_s))
+        for answer, gold, expected in GOLDEN:
+            found = grade(answer, gold, parse_timeout_s)
+            if found is not expected:
+                raise RuntimeError(f"{self!r} graded answer {answer!r} for gold {gold!r} as {found}, expected {expected}")
+
+    def __repr__(self) -> str:
+        return f"RewardActor({self.index})"
+
+    def grade(self, requests: Sequence[GradeRequest]) -> dict[str, Outcome]:
+        """Outcome by request id. Raises what `srl.reward.grader.grade` raises."""
+        grades = {request_id: self.grade_cached(answer, gold) for request_id, answer, gold in requests}
+        self.outcomes.update(grades.values())
+        return grades
+
+    def counts(self) -> dict[str, int]:
+        """Grades given since the actor (re)started, by outcome, and how many of them the cache answered."""
+        counts = {str(outcome): count for outcome, count in self.outcomes.items()}
+        return {**counts, "cached": self.grade_cached.cache_info().hits}
+
+
+def create_reward_actors(config: RewardConfig) -> list[ActorHandle]:
+    """Start `config.workers` actors that Ray restarts, and whose calls it repeats, without limit: grading has no state."""
+    options = {"num_cpus": config.cpus, "max_restarts": -1, "max_task_retries": -1}
+    return [RewardActor.options(**options).remote(index, config.parse_timeout_s) for index in range(config.workers)]
+
+
+def grade_all(actors: Sequence[ActorHandle], requests: Sequence[GradeRequest], timeout_s: float) -> dict[str, Outcome]:
+    """Outcome by request id, from all actors together.
+
+    Waits `timeout_s` seconds at most, then raises TimeoutError. Raises ValueError for an id that occurs twice or a gold
+    that does not parse.
+    """
+    repeated = [request_id for request_id, count in Counter(request[0] for request in requests).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{len(repeated)} grading ids occur more than once, first {repeated[0]!r}")
+    size = min(LARGEST_CHUNK, max(1, math.ceil(len(requests) / (4 * len(actors)))))
+    chunks = [requests[start : start + size] for start in range(0, len(requests), size)]
+    calls = [actors[index % len(actors)].grade.remote(chunk) for index, chunk in enumerate(chunks)]
+    try:
+        replies = ray.get(calls, timeout=timeout_s)
+    except GetTimeoutError:
+        _, waiting = ray.wait(calls, num_returns=len(calls), timeout=0)
+        first = next(chunk for chunk, call in zip(chunks, calls, strict=True) if call in waiting)
+        raise TimeoutError(
+            f"waited {timeout_s:g} s (reward.timeout_s) for {len(calls)} grading calls to {len(actors)} reward actors, "
+            f"{len(waiting)} without reply; the first of them starts with {first[0][0]!r}"
+        ) from None
+    grades = {request_id: outcome for reply in replies for request_id, outcome in reply.items()}
+    missing = [request[0] for request in requests if request[0] not in grades]
+    if missing:
+        raise RuntimeError(f"{len(missing)} of {len(requests)} grades did not come back, first {missing[0]!r}")
+    return grades
+
+
+def share_alarm(grades: Mapping[str, Outcome], alarm_share: float) -> str | None:
+    """One line if timeouts and unparsable answers together exceed this share of the grades, else None."""
+    counts = Counter(grades.values())
+    timeouts, unparsable = counts[Outcome.TIMEOUT], counts[Outcome.UNPARSABLE]
+    if not grades or (timeouts + unparsable) / len(grades) <= alarm_share:
+        return None
+    return (
+        f"ALARM: the grader could not judge {timeouts + unparsable} of {len(grades)} answers "
+        f"({timeouts} timeouts, {unparsable} unparsable), more than reward.alarm_share={alarm_share:g}; each counts as wrong"
+    )

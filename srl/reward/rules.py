@@ -1,0 +1,41 @@
+"""Reward rules: pure functions of a graded trajectory."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
+
+GradeRequest = tuple[str, str | None, str]  # id, answer, gold
+
+
+def final_outcome(trajectory: Trajectory) -> float:
+    """1.0 if the final answer is correct, else 0.0; 0.0 also if the trajectory answers nothing.
+
+    Raises ValueError if the final answer was not graded.
+    """
+    final = trajectory.final()
+    if final is None:
+        return 0.0
+    if final.outcome is None:
+        raise ValueError(f"trajectory {trajectory.id}: its final answer was not graded")
+    return float(final.outcome is Outcome.CORRECT)
+
+
+def grade_request(trajectory: Trajectory) -> list[GradeRequest]:
+    """(id of the turn, its answer, gold) for every attempt and revision."""
+    return [(turn_id, turn.answer, trajectory.gold) for turn_id, turn in answer_turns(trajectory)]
+
+
+def apply_grades(trajectories: Iterable[Trajectory], grades: Mapping[str, Outcome]) -> None:
+    """Set `outcome` of every attempt and revision. Raises KeyError naming a turn that has no grade."""
+    for trajectory in trajectories:
+        for turn_id, turn in answer_turns(trajectory):
+            if turn_id not in grades:
+                raise KeyError(f"no grade for turn {turn_id}")
+            turn.outcome = grades[turn_id]
+
+
+def answer_turns(trajectory: Trajectory) -> Iterator[tuple[str, Turn]]:
+    """Attempts and revisions with their ids, `<trajectory>/<index among its turns>`."""
+    for index, turn in enumerate(trajectory.turns):
+        if turn.kind in (TurnKind.ATTEMPT, TurnKind.REVISION):
+            yield f"{trajectory.id}/{index}", turn

@@ -1,0 +1,169 @@
+"""Problems with gold answers, from files, from the hub or generated."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from srl.config import ConfigError
+from srl.reward.answer import last_boxed
+from srl.tasks.chains import HIGHEST, LOWEST, Chain, chains, question, split_of
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+GSM8K_MARKER = "####"
+ROWS_PER_READ = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`prompt_id` is a hash of the question, the same in every run."""
+
+    prompt_id: str
+    question: str
+    gold: str
+
+
+def load_problems(source: str, question_key: str, answer_key: str, limit: int | None = None) -> list[Problem]:
+    """Problems of a .jsonl, .json or .parquet file, or of a hub dataset `name` or `name:split` (split `train`).
+
+    Questions that occur again are dropped; reading ends after `limit` problems. Golds: the text after GSM8K's `####`, the
+    last box of a text that has one, else the value itself; a list is joined with ", ". Rows without `answer_key` take
+    the last box of `solution`. Raises ConfigError naming source and row.
+    """
+    problems: dict[str, Problem] = {}
+    for number, row in read_rows(source):
+        if limit is not None and len(problems) >= limit:
+            break
+        place = f"{source}, row {number}"
+        problem = to_problem(row_question(row, question_key, place), row_gold(row, answer_key, place))
+        problems.setdefault(problem.prompt_id, problem)
+    if not problems:
+        raise ConfigError(f"{source}: no problems in it")
+    return list(problems.values())
+
+
+def check_golds(problems: Sequence[Problem], source: str, timeout_s: int = 5) -> None:
+    """Raise ConfigError naming the first gold that does not parse. Only on the main thread; plain numbers cost nothing."""
+    from srl.reward.grader import check_gold  # sympy takes a second to import, which generated problems can do without
+
+    for number, problem in enumerate(problems, 1):
+        try:
+            check_gold(problem.gold, timeout_s)
+        except ValueError as error:
+            raise ConfigError(f"{source}, problem {number} ({problem.question[:60]!r}): {error}") from None
+
+
+def chain_problems(split: str, count: int, seed: int, min_steps: int, max_steps: int) -> list[Problem]:
+    """The first `count` problems of the embedded task's split (train, validation or test) for this seed.
+
+    Raises ConfigError for another split and for more one-step problems than there are.
+    """
+    if split not in ("train", "validation", "test"):
+        raise ConfigError(f"split {split!r}: the embedded task has train, validation and test")
+    # Only one-step chains are few enough to run out, and the stream would search forever.
+    if max_steps == 1 and count > (available := one_step_chains(split)):
+        raise ConfigError(f"task.max_steps=1 has {available} {split} problems, {count} were asked for")
+    stream = islice(chains(split, seed, min_steps, max_steps), count)
+    return [to_problem(question(chain), str(chain.values()[-1])) for chain in stream]
+
+
+def one_step_chains(split: str) -> int:
+    values = range(LOWEST, HIGHEST + 1)
+    pairs = [Chain(start, (end - start,)) for start in values for end in values if abs(end - start) >= 10]
+    return sum(split_of(question(chain)) == split for chain in pairs)
+
+
+def to_problem(text: str, gold: str) -> Problem:
+    return Problem(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), text, gold)
+
+
+def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers, from 1; in JSON lines the number of the line."""
+    path = Path(source)
+    if path.suffix not in SUFFIXES and not path.exists():
+        yield from enumerate(hub_rows(source), 1)
+    elif not path.is_file():
+        raise ConfigError(f"{source}: no such file")
+    elif path.suffix == ".parquet":
+        yield from enumerate(parquet_rows(path), 1)
+    elif path.suffix in SUFFIXES:
+        yield from json_rows(path)
+    else:
+        raise ConfigError(f"{source}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One object per line, or one list of objects in a .json file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        rows = enumerate(parse_json(text, f"{path}"), 1) if text.strip() else iter(())
+    else:
+        # Not splitlines(): a question may hold characters that it takes for line ends.
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        rows = ((number, parse_json(line, f"{path}, row {number}")) for number, line in lines)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}, row {number}: expected an object with columns, found {type(row).__name__}")
+        yield number, row
+
+
+def parse_json(text: str, place: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{place}: not JSON: {error}") from None
+    if place.endswith(".json") and not isinstance(value, list):
+        raise ConfigError(f"{place}: expected a list of problems, found {type(value).__name__}")
+    return value
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_PER_READ):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
+
+
+def hub_rows(source: str) -> Iterator[dict[str, Any]]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    name, _, split = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train")
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{source}: neither a file nor a hub dataset that can be loaded: {reason}") from None
+    yield from rows
+
+
+def row_question(row: dict[str, Any], key: str, place: str) -> str:
+    if key not in row:
+        raise ConfigError(f"{place}: no column {key!r} (task.question_key); it has {', '.join(row)}")
+    value = row[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{place}: empty question, column {key!r} is {value!r}")
+    return value.strip()
+
+
+def row_gold(row: dict[str, Any], key: str, place: str) -> str:
+    column = key if key in row else "solution"
+    if column not in row:
+        raise ConfigError(f"{place}: no column {key!r} (task.answer_key) and no solution; it has {', '.join(row)}")
+    value = row[column]
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    boxed = last_boxed(text)
+    if GSM8K_MARKER in text:
+        gold = text.rsplit(GSM8K_MARKER, 1)[1]
+    else:
+        gold = boxed if boxed is not None else "" if column == "solution" else text
+    if not gold.strip():
+        raise ConfigError(f"{place}: no gold answer in column {column!r}")
+    return gold.strip()

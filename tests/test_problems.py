@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from srl.config import ConfigError
+from srl.tasks.chains import split_of
+from srl.tasks.problems import Problem, chain_problems, check_golds, load_problems
+
+ROWS = [{"problem": "What is 1 + 1?", "answer": "2"}, {"problem": "What is 1/2?", "answer": r"\frac{1}{2}"}]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def refused(source: str, **keys: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_problems(source, keys.get("question_key", "problem"), keys.get("answer_key", "answer"))
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(source)
+    return message
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_every_file_format_gives_the_same_problems(tmp_path: Path, suffix: str) -> None:
+    problems = load_problems(write(tmp_path / f"p.{suffix}", ROWS), "problem", "answer")
+    # printf 'What is 1 + 1?' | b2sum -l 64
+    assert problems[0] == Problem("e265702b26f3ffa7", "What is 1 + 1?", "2")
+    assert [problem.gold for problem in problems] == ["2", r"\frac{1}{2}"]
+
+
+def test_golds_are_found_where_the_datasets_keep_them(tmp_path: Path) -> None:
+    rows = [
+        {"q": "MATH", "solution": r"so $x = \boxed{\frac{1}{2}}$."},
+        {"q": "GSM8K", "answer": "She makes 9 * 2 = <<9*2=18>>18.\n#### 18"},
+        {"q": "AMC", "answer": 27.0},
+        {"q": "OlympiadBench", "answer": ["$2$", "$3$"]},
+    ]
+    problems = load_problems(write(tmp_path / "p.jsonl", rows), "q", "answer")
+    assert [problem.gold for problem in problems] == [r"\frac{1}{2}", "18", "27.0", "$2$, $3$"]
+
+
+def test_a_question_that_occurs_again_is_dropped_and_limit_counts_the_rest(tmp_path: Path) -> None:
+    source = write(tmp_path / "p.jsonl", [ROWS[0], ROWS[0], ROWS[1]])
+    assert len(load_problems(source, "problem", "answer")) == 2
+    assert [problem.question for problem in load_problems(source, "problem", "answer", limit=1)] == ["What is 1 + 1?"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refused(str(tmp_path / "none.jsonl")).endswith("none.jsonl: no such file")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_an_empty_file_is_named(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"p.{suffix}"
+    source.write_text("")
+    refused(str(source))
+    if suffix != "parquet":
+        assert refused(str(source)).endswith("no problems in it")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("problem,answer")
+    assert ".jsonl, .json, .parquet" in refused(str(tmp_path / "p.csv"))
+
+
+def test_text_that_is_not_json_is_placed_by_row(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps(ROWS[0]) + "\nnot json\n")
+    assert "row 2: not JSON" in refused(str(tmp_path / "p.jsonl"))
+    (tmp_path / "list.jsonl").write_text("[1, 2]")
+    assert "row 1: expected an object with columns, found list" in refused(str(tmp_path / "list.jsonl"))
+    (tmp_path / "object.json").write_text("{}")
+    assert "expected a list of problems, found dict" in refused(str(tmp_path / "object.json"))
+
+
+def test_a_missing_column_lists_the_ones_that_are_there(tmp_path: Path) -> None:
+    source = write(tmp_path / "p.jsonl", ROWS)
+    no_question, no_gold = refused(source, question_key="question"), refused(source, answer_key="gold")
+    assert "row 1: no column 'question' (task.question_key); it has problem, answer" in no_question
+    assert "row 1: no column 'gold' (task.answer_key) and no solution; it has problem, answer" in no_gold
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, 7])
+def test_an_empty_question_is_placed_by_row(tmp_path: Path, value: object) -> None:
+    source = write(tmp_path / "p.jsonl", [ROWS[0], {"problem": value, "answer": "2"}])
+    assert "row 2: empty question, column 'problem'" in refused(source)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"answer": ""}, {"answer": None}, {"answer": []}, {"answer": "so #### "}, {"answer": r"\boxed{}"}, {"solution": "no box"}],
+)
+def test_a_missing_gold_is_placed_by_row(tmp_path: Path, row: dict[str, object]) -> None:
+    source = write(tmp_path / "p.jsonl", [ROWS[0], {"problem": "What?", **row}])
+    assert f"row 2: no gold answer in column {next(iter(row))!r}" in refused(source)
+
+
+def test_a_name_that_is_no_file_goes_to_the_hub_with_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(name: str, split: str) -> list[dict[str, str]]:
+        asked.append((name, split))
+        if name == "nobody/nothing":
+            raise datasets.exceptions.DatasetNotFoundError("Dataset 'nobody/nothing' doesn't exist\non the Hub")
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load_problems("org/math:test", "problem", "answer")) == 2
+    assert len(load_problems("org/math", "problem", "answer")) == 2
+    assert asked == [("org/math", "test"), ("org/math", "train")]
+    assert "neither a file nor a hub dataset" in refused("nobody/nothing")
+
+
+def test_the_first_gold_that_does_not_parse_is_named() -> None:
+    good, bad = Problem("1", "What is 1 + 1?", "2"), Problem("2", "What is the answer?", "???")
+    check_golds([good], "p.jsonl")
+    with pytest.raises(ConfigError, match=r"^p.jsonl, problem 2 \('What is the answer\?'\): gold '\?\?\?' does not parse$"):
+        check_golds([good, bad], "p.jsonl")
+
+
+def test_chain_problems_are_those_of_their_split_and_seed() -> None:
+    problems = chain_problems("test", 20, seed=3, min_steps=2, max_steps=4)
+    assert problems == chain_problems("test", 20, seed=3, min_steps=2, max_steps=4)
+    assert len({problem.prompt_id for problem in problems}) == 20
+    assert all(split_of(problem.question) == "test" for problem in problems)
+    assert all(10 <= int(problem.gold) <= 99 for problem in problems)
+
+
+def test_more_chains_than_there_are_is_an_error_and_not_an_endless_search() -> None:
+    with pytest.raises(ConfigError, match="task.max_steps=1 has [0-9]+ validation problems, 5000 were asked for"):
+        chain_problems("validation", 5000, seed=0, min_steps=1, max_steps=1)
+    with pytest.raises(ConfigError, match="split 'dev'"):
+        chain_problems("dev", 1, seed=0, min_steps=1, max_steps=1)

@@ -1,0 +1,110 @@
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from srl.config import RewardConfig
+from srl.reward.actor import RewardActor, create_reward_actors, grade_all, share_alarm
+from srl.reward.grader import grade
+from srl.trajectory import Outcome
+
+REQUESTS = [
+    ("a/0", "42", "42"),
+    ("a/1", None, "42"),
+    ("b/0", r"\frac{1}{2}", "0.5"),
+    ("b/1", r"\frac{1}{3}", "0.5"),
+    ("c/0", "???", r"\sqrt{2}"),
+    ("c/1", "9^{9^{9^{9}}}", "42"),
+    ("d/0", r"\sqrt{12}", r"2\sqrt{3}"),
+]
+SLOW = r"\sum_{k=1}^{9999} k^{k}"  # runs until the alarm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def actors(local_ray: None) -> list[ray.actor.ActorHandle]:
+    return create_reward_actors(RewardConfig(workers=2, parse_timeout_s=2))
+
+
+def inside(actor: ray.actor.ActorHandle, function: object) -> object:
+    return ray.get(actor.__ray_call__.remote(function), timeout=60)
+
+
+def test_actors_grade_as_a_direct_call_does(actors: list[ray.actor.ActorHandle]) -> None:
+    assert grade_all(actors, REQUESTS, timeout_s=60) == {key: grade(answer, gold) for key, answer, gold in REQUESTS}
+
+
+def test_actor_methods_run_on_the_main_thread_where_the_alarm_works(actors: list[ray.actor.ActorHandle]) -> None:
+    assert inside(actors[0], lambda _: threading.current_thread() is threading.main_thread())
+    assert grade_all(actors[:1], [("slow", SLOW, "42")], timeout_s=60) == {"slow": Outcome.TIMEOUT}
+
+
+def test_an_actor_calls_itself_by_its_index(actors: list[ray.actor.ActorHandle]) -> None:
+    assert [inside(actor, repr) for actor in actors] == ["RewardActor(0)", "RewardActor(1)"]
+
+
+def test_repeated_answers_come_from_the_cache_and_are_counted() -> None:
+    [actor] = create_reward_actors(RewardConfig(workers=1))
+    grade_all([actor], [(f"t/{index}", "x + 1", "1+x") for index in range(10)], timeout_s=60)
+    assert ray.get(actor.counts.remote(), timeout=60) == {"correct": 10, "cached": 9}
+
+
+def test_results_are_complete_when_an_actor_is_killed_in_the_middle() -> None:
+    actors = create_reward_actors(RewardConfig(workers=2, parse_timeout_s=1))
+    victim = inside(actors[0], lambda _: os.getpid())
+    requests = [(f"t/{index}", SLOW, str(index)) for index in range(8)] + REQUESTS
+    killer = threading.Timer(1.5, os.kill, (victim, signal.SIGKILL))
+    killer.start()
+    grades = grade_all(actors, requests, timeout_s=120)
+    killer.join()
+    assert inside(actors[0], lambda _: os.getpid()) != victim
+    assert set(grades) == {request[0] for request in requests}
+    assert all(grades[f"t/{index}"] is Outcome.TIMEOUT for index in range(8))
+
+
+def test_a_late_grade_is_a_timeout_that_says_what_was_waited_for(actors: list[ray.actor.ActorHandle]) -> None:
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"waited 0.5 s \(reward.timeout_s\) for 1 grading calls to 2 reward actors.*'late'"):
+        grade_all(actors, [("late", SLOW, "43")], timeout_s=0.5)
+    assert time.monotonic() - start < 10
+
+
+def test_a_gold_that_does_not_parse_reaches_the_driver(actors: list[ray.actor.ActorHandle]) -> None:
+    with pytest.raises(ValueError, match=r"gold '\?\?\?' does not parse"):
+        grade_all(actors, [("t/0", "1", "???")], timeout_s=60)
+
+
+def test_an_id_given_twice_is_refused(actors: list[ray.actor.ActorHandle]) -> None:
+    with pytest.raises(ValueError, match="'t/0'"):
+        grade_all(actors, [("t/0", "1", "1"), ("t/0", "2", "1")], timeout_s=60)
+
+
+def test_an_actor_that_grades_wrongly_does_not_start() -> None:
+    actor = RewardActor.remote(0, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ray.exceptions.ActorDiedError, match="timeout_s=0.5"):
+        ray.get(actor.counts.remote(), timeout=60)
+
+
+def test_nothing_to_grade_gives_nothing(actors: list[ray.actor.ActorHandle]) -> None:
+    assert grade_all(actors, [], timeout_s=1) == {}
+
+
+def test_the_alarm_is_one_line_and_only_above_the_share() -> None:
+    grades = {"a": Outcome.TIMEOUT, "b": Outcome.UNPARSABLE, "c": Outcome.CORRECT, "d": Outcome.NO_ANSWER}
+    message = share_alarm(grades, 0.25)
+    assert message is not None and "2 of 4" in message and "1 timeouts, 1 unparsable" in message and "\n" not in message
+    assert share_alarm(grades, 0.5) is None
+    assert share_alarm({}, 0.0) is None
