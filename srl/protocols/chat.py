@@ -1,0 +1,95 @@
+"""Between text and token ids: prompts through the model's own chat template, instructions as the tokens that follow a turn."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from srl.config import ConfigError, PromptsConfig
+
+ANSWER = "\x02answer\x03"  # stands for the model's answer while the template is measured; no real text contains it
+
+
+class Chat:
+    """Tokenizer, template and wording of one model."""
+
+    def __init__(self, path: str, prompts: PromptsConfig):
+        self.tokenizer = load_tokenizer(path)
+        self.prompts = prompts
+        self.end_id: int = self.tokenizer.eos_token_id
+        self.stop_ids = stop_ids(self.tokenizer)
+
+    def opening(self, question: str) -> list[int]:
+        """Prompt of a conversation about one problem, up to where the model answers."""
+        return self._encode(self._render([self._user(question)], answering=True))
+
+    def instruction(self, text: str, last_id: int) -> list[int]:
+        """What follows an answer that ended with `last_id` when the user says `text` and the model is to answer again.
+
+        The template is rendered around a placeholder, so that whatever it puts between two turns is kept and no sampled
+        token is ever tokenised again. An end token that the model wrote itself is not repeated.
+        """
+        messages = [self._user("?"), {"role": "assistant", "content": ANSWER}, {"role": "user", "content": text}]
+        ids = self._encode(self._render(messages, answering=True).split(ANSWER, 1)[1])
+        return ids[1:] if last_id in self.stop_ids and ids[0] == last_id else ids
+
+    def joiner(self) -> list[int]:
+        return self._encode(self.prompts.joiner)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text without the end token."""
+        return self.tokenizer.decode([token for token in ids if token not in self.stop_ids], skip_special_tokens=False)
+
+    def tokens_before(self, ids: list[int], characters: int) -> int:
+        """The fewest first tokens whose text has at least that many characters."""
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.decode(ids[:middle])) >= characters:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _user(self, question: str) -> dict[str, str]:
+        return {"role": "user", "content": self.prompts.question.replace("{question}", question)}
+
+    def _render(self, messages: list[dict[str, str]], answering: bool) -> str:
+        system = [{"role": "system", "content": self.prompts.system}] if self.prompts.system else []
+        return self.tokenizer.apply_chat_template(system + messages, tokenize=False, add_generation_prompt=answering)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+            raise ConfigError(f"the tokenizer has no tokens for all of {text!r}")
+        return ids
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Raises ConfigError when there is no usable tokenizer with a chat template at `path`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"model.path={path}: no tokenizer can be loaded from it: {first_line(error)}") from None
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"model.path={path}: its tokenizer has no chat template (tokenizer_config.json: chat_template)")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"model.path={path}: its tokenizer has no end token (tokenizer_config.json: eos_token)")
+    return tokenizer
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the end token, and the one the template puts after an assistant's message."""
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    after = tokenizer.apply_chat_template(messages, tokenize=False).split(ANSWER, 1)[1]
+    following = tokenizer(after, add_special_tokens=False).input_ids[:1]
+    special = [token for token in following if token in tokenizer.all_special_ids]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *special]))
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def model_folder(path: str) -> str:
+    """`embedded` becomes the shipped model's folder; any other path is returned as it is."""
+    return str(Path(__file__).parent.parent / "tasks" / "base") if path == "embedded" else path

@@ -1,0 +1,85 @@
+"""How a model says what it thinks of its own answer, and where one long chain is cut into turns. Pure functions."""
+
+import re
+from dataclasses import dataclass
+
+from srl.reward.answer import last_boxed
+from srl.trajectory import TurnKind, Verdict
+
+# The verdict may stand in a box of its own, `\boxed{\text{[VERIFY] wrong.}}`; the box is then part of the verdict.
+GRAMMARS = {
+    "verify": re.compile(
+        r"(?:\\boxed\s*\{\s*(?:\\text\s*\{\s*)?)?\[VERIFY\]\s*(?P<word>correct|wrong)\b\.?(?:\s*\}){0,2}", re.IGNORECASE
+    ),
+    "yes_no": re.compile(
+        r"Is my most recent final answer correct \(Yes or No\)\?\s*(?:\\boxed\s*\{\s*(?:\\text\s*\{\s*)?)?(?P<word>Yes|No)\b\.?(?:\s*\}){0,2}",
+        re.IGNORECASE,
+    ),
+}
+POSITIVE = {"correct", "yes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Characters `start:end` of a response, and what they are. Segments of a response cover it without gaps."""
+
+    kind: TurnKind
+    start: int
+    end: int
+    verdict: Verdict | None = None
+    answer: str | None = None
+
+
+def verdict_of(match: re.Match[str]) -> Verdict:
+    return Verdict.CORRECT if match["word"].lower() in POSITIVE else Verdict.WRONG
+
+
+def only_verdict(text: str, grammar: str) -> Verdict | None:
+    """The verdict of a self-evaluation; None unless there is exactly one (paper, section 3.1)."""
+    matches = list(GRAMMARS[grammar].finditer(text))
+    return verdict_of(matches[0]) if len(matches) == 1 else None
+
+
+def cut_chain(text: str, grammar: str) -> list[Segment]:
+    """Attempt, verdict, revision, verdict, ... of one response.
+
+    An answer ends with the line of its first box; the check and its verdict reach to the end of the marker. A verdict
+    without a box since the one before it judges the same answer again: no empty revision stands between them. What follows
+    the last verdict is a revision if it has a box or if the verdict was "wrong" and it is not blank; otherwise it belongs
+    to that verdict.
+    """
+    segments: list[Segment] = []
+    position = 0
+    for match in GRAMMARS[grammar].finditer(text):
+        answer_end = end_of_answer(text, position, match.start())
+        kind = TurnKind.REVISION if segments else TurnKind.ATTEMPT
+        if not segments or answer_end > position:
+            segments.append(Segment(kind, position, answer_end, answer=last_boxed(text[position:answer_end])))
+        segments.append(Segment(TurnKind.VERDICT, answer_end, match.end(), verdict=verdict_of(match)))
+        position = match.end()
+    tail = text[position:]
+    answer = last_boxed(tail)
+    if not segments:
+        return [Segment(TurnKind.ATTEMPT, 0, len(text), answer=answer)]
+    last = segments[-1]
+    if answer is not None or (last.verdict is Verdict.WRONG and tail.strip()):
+        segments.append(Segment(TurnKind.REVISION, position, len(text), answer=answer))
+    else:
+        segments[-1] = Segment(TurnKind.VERDICT, last.start, len(text), verdict=last.verdict)
+    return segments
+
+
+def end_of_answer(text: str, start: int, limit: int) -> int:
+    """Where the answer that begins at `start` ends: after the line of its first box, or at its start if it has none."""
+    box = text.find("\\boxed", start, limit)
+    if box < 0:
+        return start if start else limit
+    newline = text.find("\n", box, limit)
+    if newline >= 0:
+        return newline
+    depth = 0
+    for index in range(box, limit):
+        depth += (text[index] == "{") - (text[index] == "}")
+        if depth == 0 and text[index] == "}":
+            return index + 1
+    return limit
