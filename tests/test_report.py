@@ -1,0 +1,176 @@
+"""The report of a small made-up run."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from srl.evaluation.metrics import TRANSITIONS, summarise
+from srl.evaluation.report import MOST_TRAJECTORIES, choose, stage_rows, write_report
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict, to_record
+
+ATTACK = "</script></pre><script>alert(1)</script><img src=x onerror=alert(2)> https://evil.example \"'&\u2028"
+SECTIONS = 9
+
+
+def answer(kind: TurnKind, right: bool, text: str) -> Turn:
+    outcome = Outcome.CORRECT if right else Outcome.INCORRECT
+    return Turn(kind, [1, 2], text, [-0.1, -0.2], 0, answer="66" if right else ATTACK, outcome=outcome)
+
+
+def made_up(index: int, text: str) -> Trajectory:
+    """Cycles through wrong->right, right->right, wrong->wrong, right->wrong."""
+    first, final = index % 2 == 1, index % 4 < 2
+    turns = [
+        answer(TurnKind.ATTEMPT, first, text),
+        Turn(TurnKind.VERDICT, [3], text, [-0.1], verdict=Verdict.WRONG),
+        Turn(TurnKind.INSTRUCTION, [4], text),
+        answer(TurnKind.REVISION, final, text),
+    ]
+    return Trajectory(f"t{index}", f"p{index}", f"What? {text}", ATTACK, [0], turns, StopReason.ROUNDS, 1.0)
+
+
+def fake_run(directory: Path, per_method: int = 8, text: str = ATTACK) -> Path:
+    """Every file that the report reads."""
+    metrics = [{"phase": "phase", "step": 0, "name": name, "seconds": 81.2} for name in ("sft", ATTACK)]
+    for step in range(4):
+        rl = {"reward": 0.5, "turn1": 60.0, "final": 70.0, "kl": 0.01, "entropy": 0.3, "gradient_norm": 1.0, "clipped": 0.0}
+        metrics.append({"phase": "rl", "step": step, "groups_without_signal": 0.5, **rl})
+        metrics.append({"phase": "sft", "step": step, "loss": 0.5, **({"validation_loss": 0.6} if step == 3 else {})})
+    metrics.append({"phase": "rl-validation", "step": 3, "turn1": 61.0, "final": 72.0})
+    rows, samples = [], []
+    for method in ("base", "IFT", "IFT + RL " + ATTACK):
+        trajectories = [made_up(index, text) for index in range(per_method)]
+        rows.append(summarise(trajectories, method=method, benchmark="chains", temperature=1.0, bootstrap=100))
+        samples += [{"method": method, "benchmark": "chains", **to_record(trajectory)} for trajectory in trajectories]
+    (directory / "stage1").mkdir(parents=True)
+    card = {"counts": {"attempts": 6400}, "classes": {"D1": 700, "D2": 140, "D3": 560}, "dropped": {ATTACK: 12}}
+    (directory / "stage1" / "card.json").write_text(json.dumps(card))
+    (directory / "results.json").write_text(json.dumps({"schema": 1, "rows": rows}))
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples)
+    (directory / "trajectories.jsonl").write_bytes(text.encode("utf-8", "surrogatepass"))
+    (directory / "config.yaml").write_text(f"model:\n  path: {ATTACK}\n", encoding="utf-8")
+    return directory
+
+
+class Tree(HTMLParser):
+    """Fails on a tag that is closed but not open; collects tags, ids, attributes and the text of scripts."""
+
+    VOID = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.tags, self.ids, self.attributes = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == [], f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    return write_report(fake_run(tmp_path_factory.mktemp("run") / "one")).read_text("utf-8")
+
+
+def test_every_tag_is_closed_and_every_id_is_unique(page):
+    tree = Tree(page)
+    assert len(tree.ids) == len(set(tree.ids))
+    assert tree.tags.count("section") == SECTIONS
+    assert tree.tags.count("svg") == 1 + 6 + 1 + 1 + 1  # accuracy, optimisation, transitions, fine-tuning, time
+
+
+def test_text_of_the_model_cannot_become_markup(page):
+    tree = Tree(page)
+    assert tree.tags.count("script") == 1 and "img" not in tree.tags
+    assert not [name for name in tree.attributes if name.startswith("on")]
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_the_page_loads_nothing_and_links_nowhere(page):
+    # The only address is the one that the model wrote, as text.
+    assert re.findall(r"https?://[^\s<&\"]*", page.replace("https://evil.example", "")) == []
+    assert not {"link", "a", "iframe", "object"} & set(Tree(page).tags)
+    assert "default-src 'none'" in page and "@import" not in page
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+
+
+def test_a_page_without_such_text_names_no_address_at_all(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {}\n")
+    line = {"phase": "rl", "step": 0, "turn1": 50.0, "final": 60.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page = write_report(tmp_path).read_text()
+    assert "<svg" in page and "://" not in page
+
+
+def test_headline_tells_the_way_from_base_to_rl(page):
+    # made_up: 4 of 8 first attempts are right and 4 of 8 final answers, in every method
+    assert "base 50.0 % → IFT 50.0 % → RL 50.0 %; correcting itself gains the model 0.0 points." in page
+
+
+def test_headline_takes_the_plainest_method_of_each_stage():
+    names = ["IFT + gold verdict", "base, prompted", "base", "IFT", "IFT + PPO", "RAFT"]
+    found = stage_rows([{"method": name} for name in names])
+    assert [(stage, row["method"]) for stage, row in found] == [("base", "base"), ("IFT", "IFT"), ("RL", "IFT + PPO")]
+    assert stage_rows([{"method": "RAFT"}]) == [("RAFT", {"method": "RAFT"})]
+
+
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "trajectories.jsonl", "stage1/card.json", "config.yaml"])
+def test_a_missing_file_costs_one_line(tmp_path, name):
+    directory = fake_run(tmp_path / "run", per_method=2)
+    (directory / name).unlink()
+    page = write_report(directory).read_text("utf-8")
+    assert Tree(page).tags.count("section") == SECTIONS
+    assert re.search(rf'<p class="note">[^<]*{re.escape(name)}[^<]*</p>', page)
+
+
+def test_an_empty_directory_gives_a_report(tmp_path):
+    page = write_report(tmp_path).read_text()
+    assert Tree(page).tags.count("section") == SECTIONS and "<svg" not in page
+
+
+def test_half_a_line_of_a_running_job_is_left_out_and_said(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=2)
+    with (directory / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"phase": "rl", "na\xc3')
+    assert "Lines of metrics.jsonl that are not JSON and were left out: 1." in write_report(directory).read_text("utf-8")
+
+
+def test_a_results_file_that_is_not_json_is_named(tmp_path):
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json: not JSON"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_nothing_but_the_report_is_left_behind(tmp_path):
+    write_report(tmp_path)
+    assert [path.name for path in write_report(tmp_path).parent.iterdir()] == ["report.html"]
+
+
+def test_two_thousand_long_trajectories_stay_below_five_megabytes(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=667, text="<&\ud800" * 500)
+    report = write_report(directory)
+    assert 1_000_000 < report.stat().st_size < 5_000_000
+    assert 10 < Tree(report.read_text("utf-8")).tags.count("details") <= MOST_TRAJECTORIES
+
+
+def test_rare_transitions_are_among_the_chosen_trajectories():
+    items = [("IFT", TRANSITIONS[0], index) for index in range(500)] + [("IFT", TRANSITIONS[1], -1)]
+    chosen = choose(items)
+    assert len(chosen) == MOST_TRAJECTORIES and items[-1] in chosen
