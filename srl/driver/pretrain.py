@@ -1,0 +1,126 @@
+"""Train the embedded base model from nothing, on one machine, without Ray: `python -m srl.main pretrain`.
+
+The corpus never repeats, so the training loss is a validation loss; and as there is exactly one right text for each document,
+exp(-sum of its losses) is the probability that sampling at temperature 1 gives that text. The log shows it by kind.
+"""
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from srl.config import PretrainConfig
+from srl.tasks.chains import Chain, chains, document
+from srl.tasks.tokenizer import build_tokenizer
+
+IGNORED = -100
+
+
+def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    torch.manual_seed(config.seed)
+    shape = Qwen2Config(
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        hidden_size=config.width,
+        intermediate_size=3 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.width // 32,
+        num_key_value_heads=config.width // 32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(shape)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, rng: random.Random, chain: Chain, kind: str) -> tuple[list[int], int]:
+    """Token ids of a document, and how many at its end are trained (the last message and its end token)."""
+    messages = [{"role": role, "content": text} for role, text in document(rng, chain, kind)]
+    context = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    answer = tokenizer(messages[-1]["content"] + tokenizer.eos_token, add_special_tokens=False).input_ids
+    return tokenizer(context, add_special_tokens=False).input_ids + answer, len(answer)
+
+
+def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
+    """Endless (kinds, ids [batch, length], labels [batch, length]); each batch holds documents of similar length."""
+    rng = random.Random(f"documents {config.seed}")
+    stream = chains("train", config.seed, config.min_steps, config.max_steps)
+    kinds, shares = zip(*config.mixture.items(), strict=True)
+    while True:
+        pool = []
+        for kind in rng.choices(kinds, shares, k=2048):
+            pool.append((kind, *encode(tokenizer, rng, next(stream), kind)))
+        pool.sort(key=lambda row: len(row[1]))
+        groups, start = [], 0
+        while start < len(pool):
+            size = 1
+            while start + size < len(pool) and len(pool[start + size][1]) * (size + 1) <= config.batch_tokens:
+                size += 1
+            groups.append(pool[start : start + size])
+            start += size
+        rng.shuffle(groups)
+        for group in groups:
+            length = max(len(ids) for _, ids, _ in group)
+            ids = torch.full((len(group), length), tokenizer.pad_token_id)
+            labels = torch.full((len(group), length), IGNORED)
+            for row, (_, tokens, trained) in enumerate(group):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                labels[row, len(tokens) - trained : len(tokens)] = torch.tensor(tokens[-trained:])
+            yield [kind for kind, _, _ in group], ids, labels
+
+
+def learning_rate(config: PretrainConfig, progress: float) -> float:
+    """Warm-up over the first 2 %, then cosine to a tenth. `progress` in 0..1."""
+    if progress < 0.02:
+        return config.learning_rate * (progress / 0.02 + 1e-3)
+    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None] = print) -> None:
+    """Train and write model and tokenizer (bfloat16 safetensors) to `folder`."""
+    tokenizer = build_tokenizer()
+    model = new_model(config, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens / 1e6:g} M tokens")
+    seen, step, started = 0, 0, time.monotonic()
+    sampled: dict[str, list[float]] = defaultdict(list)
+    for kinds, ids, labels in batches(config, tokenizer):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, seen / config.tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+            # Padding is on the right, so the causal mask alone keeps it out of sight.
+            hidden = model.model(ids, attention_mask=None).last_hidden_state
+            trained = labels[:, 1:] != IGNORED
+            logits = model.lm_head(hidden[:, :-1][trained])
+        losses = F.cross_entropy(logits.float(), labels[:, 1:][trained], reduction="none")
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        per_document = torch.zeros(len(kinds)).index_add_(0, trained.nonzero()[:, 0], losses.detach())
+        for kind, loss in zip(kinds, per_document.tolist(), strict=True):
+            sampled[kind].append(math.exp(-loss))
+        seen, step = seen + ids.numel(), step + 1
+        if step % config.log_every == 0 or seen >= config.tokens:
+            rates = "  ".join(f"{kind} {sum(v) / len(v):.3f}" for kind, v in sorted(sampled.items()))
+            speed = seen / (time.monotonic() - started)
+            say(f"step {step}  {seen / 1e6:.2f} M tokens  {speed:,.0f} tokens/s  loss {losses.mean():.4f}  {rates}")
+            sampled.clear()
+        if seen >= config.tokens:
+            break
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pretrain_base(config: PretrainConfig) -> None:
+    """Replace the shipped base model."""
+    from srl.protocols.chat import model_folder
+
+    pretrain(config, Path(model_folder("embedded")))

@@ -1,0 +1,121 @@
+"""The order of things: phases with names, each done once, each able to be the last one."""
+
+import signal
+import time
+from types import FrameType
+
+from srl.config import Config, ConfigError
+from srl.driver.evaluate import evaluate
+from srl.driver.rl import train_policy
+from srl.driver.session import Session, connect, load_task
+from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations
+from srl.evaluation.metrics import format_table
+from srl.evaluation.report import write_report
+from srl.learner.model import check_model
+from srl.observe.progress import bar, say
+from srl.observe.run_directory import RunDirectory
+
+PHASES = {
+    "evaluate-base": "the base model, prompted to judge and correct itself, and asked again without a verdict",
+    "sample": "stage 1: attempts, verdicts and revisions from the base model",
+    "assemble": "stage 1: demonstrations D1, D2, D3",
+    "sft": "stage 1: fine-tuning on the demonstrations",
+    "evaluate-ift": "the stage-1 model",
+    "rl": "stage 2: reinforcement learning from the stage-1 model",
+    "evaluate-rl": "the stage-2 model",
+}
+COMMANDS = {
+    "run": list(PHASES),
+    "stage1": ["sample", "assemble"],
+    "sft": ["sft"],
+    "rl": ["rl"],
+    "evaluate": ["evaluate-base", "evaluate-ift", "evaluate-rl"],
+}
+
+
+def run_phases(config: Config, command: str) -> None:
+    """Run the command's phases that are not done yet; show the table and write the report at the end."""
+    check_model(config)
+    problems = load_task(config)
+    run = RunDirectory(config)
+    say(f"run {config.run.name} in {run.path}")
+    session = Session(config, run)
+    try:
+        connect(config)
+        stop_on_sigterm()
+        wanted = COMMANDS[command]
+        for index, phase in enumerate(wanted):
+            if phase in run.done():
+                say(f"[{index + 1}/{len(wanted)}] {phase}: done before ({run.done()[phase]:.0f} s)")
+                continue
+            if command == "evaluate" and not has_checkpoint(run, phase):
+                say(f"[{index + 1}/{len(wanted)}] {phase}: no such checkpoint yet, left out")
+                continue
+            say(f"[{index + 1}/{len(wanted)}] {phase}: {PHASES[phase]}")
+            started = time.monotonic()
+            with run.phase(phase):
+                perform(phase, session, problems)
+            say(f"      {phase} took {time.monotonic() - started:.0f} s")
+    finally:
+        session.close()
+    show(run)
+
+
+def perform(phase: str, session: Session, problems: dict) -> None:
+    """One phase, by name."""
+    if phase == "sample":
+        train = flat(problems["train"])
+        with bar(len(train), "problems") as progress:
+            sample_demonstrations(session, train, progress)
+    elif phase == "assemble":
+        card = assemble_demonstrations(session)
+        say("      " + "  ".join(f"{name} {count}" for name, count in card["classes"].items()))
+    elif phase == "sft":
+        fine_tune(session, indented)
+    elif phase == "rl":
+        train_policy(session, flat(problems["rl"]), flat(problems["validation"]), indented)
+    else:
+        methods = {"evaluate-base": ["base", "intrinsic"], "evaluate-ift": ["ift"], "evaluate-rl": ["rl"]}[phase]
+        for method in methods:
+            for benchmark, tests in problems["test"].items():
+                with bar(len(tests), "problems") as progress:
+                    row = evaluate(session, method, benchmark, tests, progress)
+                say(f"      {method} on {benchmark}: turn 1 {row['turn1']:.1f}  final {row['final']:.1f}  delta {row['delta']:+.1f}")
+
+
+def report(config: Config) -> None:
+    """Table and report of a run that exists."""
+    run_path = RunDirectory.locate(config)
+    if not run_path.is_dir():
+        raise ConfigError(f"{run_path}: no such run directory")
+    show(RunDirectory(config))
+
+
+def show(run: RunDirectory) -> None:
+    rows = run.rows()
+    if rows:
+        say("\n" + format_table(rows) + "\n")
+    say(f"report: {write_report(run.path)}")
+
+
+def has_checkpoint(run: RunDirectory, phase: str) -> bool:
+    return phase == "evaluate-base" or run.file(f"checkpoints/{phase.removeprefix('evaluate-')}").is_dir()
+
+
+def flat(by_name: dict[str, list]) -> list:
+    return [problem for problems in by_name.values() for problem in problems]
+
+
+def indented(text: str) -> None:
+    say(f"      {text}")
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM ends the run like Ctrl-C. Set after ray.init, which installs a handler of its own."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+

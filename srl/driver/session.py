@@ -1,0 +1,156 @@
+"""What every phase needs: Ray, the run directory, and the actors, started when first used and kept for the whole run."""
+
+import os
+import socket
+from pathlib import Path
+
+import ray
+
+from srl.config import Config, ConfigError
+from srl.observe.run_directory import RunDirectory
+from srl.protocols.chat import Chat, model_folder
+from srl.reward.actor import create_reward_actors, grade_all, share_alarm
+from srl.reward.rules import apply_grades, grade_request
+from srl.rollout.pool import RolloutPool
+from srl.tasks.problems import Problem, chain_problems, check_golds, load_problems
+from srl.trajectory import Trajectory
+from srl.weights.bundle import folder_tensors, put_bundle
+
+
+class Session:
+    """Close it in any case: engines hold memory until they are killed."""
+
+    def __init__(self, config: Config, run: RunDirectory):
+        self.config, self.run = config, run
+        self.base = model_folder(config.model.path)
+        self.chat = Chat(self.base, config.prompts)
+        self._pool: RolloutPool | None = None
+        self._rewards: list | None = None
+        self._holds = self.base
+
+    def pool(self) -> RolloutPool:
+        if self._pool is None:
+            connect(self.config)
+            self._pool = RolloutPool(self.config)
+        return self._pool
+
+    def rewards(self) -> list:
+        if self._rewards is None:
+            connect(self.config)
+            self._rewards = create_reward_actors(self.config.reward)
+        return self._rewards
+
+    def use_weights(self, folder: str) -> None:
+        """Make every rollout worker hold the weights of a model folder. Raises ConfigError if there is none."""
+        pool = self.pool()
+        if self._holds == folder:
+            return
+        if not list(Path(folder).glob("*.safetensors")):
+            raise ConfigError(f"{folder}: no model weights (*.safetensors); run the phase that makes it first")
+        pool.load_weights(put_bundle(pool.version + 1, folder_tensors(Path(folder)), self.config.learner.bucket_mib))
+        self._holds = folder
+
+    def policy_moves(self) -> None:
+        """The workers' weights now come from the learner, not from a folder."""
+        self._holds = ""
+
+    def new_trajectory(self, name: str, problem: Problem) -> Trajectory:
+        return Trajectory(
+            name, problem.prompt_id, problem.question, problem.gold, self.chat.opening(problem.question), seed=self.config.run.seed
+        )
+
+    def grade(self, trajectories: list[Trajectory]) -> None:
+        """Set the outcome of every answer; says so loudly when the grader could not judge many of them."""
+        requests = [request for trajectory in trajectories for request in grade_request(trajectory)]
+        grades = grade_all(self.rewards(), requests, self.config.reward.timeout_s) if requests else {}
+        if (alarm := share_alarm(grades, self.config.reward.alarm_share)) is not None:
+            print(f"WARNING: {alarm}", flush=True)
+        apply_grades(trajectories, grades)
+
+    def close(self) -> None:
+        self.run.close()
+        if ray.is_initialized():
+            ray.shutdown()
+
+
+def connect(config: Config) -> None:
+    """Join the cluster this process is in, or the configured one, or start a local Ray."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    options = {"namespace": f"srl-{config.run.name}", "log_to_driver": False, "logging_level": "ERROR"}
+    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError as error:
+            raise ConfigError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from None
+        check_cluster(config)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.run.dashboard_port:
+        check_port(config.run.dashboard_port)
+        options |= {"dashboard_port": config.run.dashboard_port}
+    ray.init(
+        num_cpus=config.run.local_cpus,
+        object_store_memory=config.run.object_store_mib * 2**20,
+        include_dashboard=bool(config.run.dashboard_port),
+        **options,
+    )
+    check_cluster(config)
+
+
+def check_port(port: int) -> None:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"run.dashboard_port={port}: the port is taken") from None
+
+
+def check_cluster(config: Config) -> None:
+    """Raises ConfigError when the cluster can never hold all actors at once; asked and present side by side."""
+    parts = {"rollout": config.rollout, "learner": config.learner, "reward": config.reward}
+    asked = {
+        "CPU": sum(part.workers * part.cpus for part in parts.values()) + 1,
+        "GPU": sum(part.workers * getattr(part, "gpus", 0) for part in parts.values()),
+    }
+    present = ray.cluster_resources()
+    for kind, amount in asked.items():
+        if amount > present.get(kind, 0):
+            shares = ", ".join(f"{name} {part.workers} x {getattr(part, kind.lower() + 's', 0):g}" for name, part in parts.items())
+            raise ConfigError(f"{kind}s asked: {amount:g} ({shares}, pipelines 1 CPU); in the cluster: {present.get(kind, 0):g}")
+
+
+def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
+    """Problems by use: train and validation under one name, test by benchmark. Raises ConfigError naming file and row.
+
+    Called before anything starts, so that bad data costs nothing.
+    """
+    task, wanted = config.task, config.stage1.prompts
+    steps = (task.min_steps, task.max_steps)
+    if task.name == "chains":
+        rl_prompts = config.rl.prompts * config.rl.steps
+        return {
+            "train": {"chains": chain_problems("train", wanted, task.seed, *steps)},
+            "rl": {"chains": chain_problems("train", rl_prompts, task.seed + 1, *steps)},
+            "validation": {"chains": chain_problems("validation", config.evaluate.validation_problems, task.seed, *steps)},
+            "test": {"chains": chain_problems("test", config.evaluate.problems, task.seed, *steps)},
+        }
+    keys = (task.question_key, task.answer_key)
+    train = load_problems(task.train, *keys)
+    check_golds(train, task.train)
+    held_out = config.evaluate.validation_problems
+    if task.validation:
+        validation = load_problems(task.validation, *keys, held_out)
+        check_golds(validation, task.validation)
+    elif len(train) > held_out:
+        train, validation = train[:-held_out], train[-held_out:]
+    else:
+        raise ConfigError(f"task.train={task.train} has {len(train)} problems, too few to hold out evaluate.validation_problems={held_out}")
+    test = {}
+    for name, source in task.test.items():
+        test[name] = load_problems(source, *keys, config.evaluate.problems)
+        check_golds(test[name], source)
+    return {"train": {"train": train[:wanted]}, "rl": {"train": train}, "validation": {"validation": validation}, "test": test}

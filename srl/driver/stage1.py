@@ -1,0 +1,65 @@
+"""Stage 1: sequential rejection sampling, assembly, fine-tuning."""
+
+import functools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from srl.config import ConfigError
+from srl.driver.session import Session
+from srl.learner.group import LearnerGroup
+from srl.learner.losses import sft_loss
+from srl.learner.schedule import schedule
+from srl.observe.run_directory import write_text
+from srl.pipelines.assemble import assemble, load_demonstrations, sample_counts
+from srl.pipelines.sample import sample
+from srl.tasks.problems import Problem
+
+
+def sample_demonstrations(session: Session, problems: list[Problem], progress: Callable[[int], None]) -> None:
+    """Attempts, verdicts and revisions of every problem, from the base model."""
+    session.use_weights(session.base)
+    sample(session.config, problems, session.pool(), session.rewards(), session.run.file("stage1/samples"), progress)
+
+
+def assemble_demonstrations(session: Session) -> dict:
+    """D1, D2, D3 and the data card."""
+    samples = session.run.file("stage1/samples")
+    if not any(samples.glob("*.parquet")):
+        raise ConfigError(f"{samples}: no samples; run stage1 first")
+    session.rewards()  # Ray is up from here on
+    card = assemble(session.config, samples, session.run.file("stage1/demonstrations.parquet"))
+    card = {"counts": sample_counts(samples), **card}
+    write_text(session.run.file("stage1/card.json"), json.dumps(card, indent=1))
+    return card
+
+
+def fine_tune(session: Session, say: Callable[[str], None]) -> None:
+    """Supervised fine-tuning; the checkpoint with the lowest validation loss is kept."""
+    config, settings, run = session.config, session.config.sft, session.run
+    demonstrations = run.file("stage1/demonstrations.parquet")
+    if not demonstrations.exists():
+        raise ConfigError(f"{demonstrations}: no demonstrations; run stage1 first")
+    train, validation = (load_demonstrations(demonstrations, split) for split in ("train", "validation"))
+    if not validation:
+        raise ConfigError(f"stage1.validation_share={config.stage1.validation_share}: none of {len(train)} demonstrations was held out")
+    session.rewards()
+    learners = LearnerGroup(config, session.base, None, settings.learning_rate, settings.weight_decay, settings.gradient_clip)
+    per_epoch = -(-len(train) // settings.batch)
+    steps, step, best = per_epoch * settings.epochs, 0, float("inf")
+    rate = functools.partial(schedule, steps=steps, warmup_steps=round(settings.warmup * steps), decay=True)
+    for epoch in range(settings.epochs):
+        order = random.Random(f"{config.run.seed} sft {epoch}").sample(train, len(train))
+        for start in range(0, len(order), settings.batch):
+            learning_rate = settings.learning_rate * rate(step)
+            metrics = learners.train(order[start : start + settings.batch], sft_loss, learning_rate)
+            run.record("sft", step, learning_rate=learning_rate, **metrics)
+            step += 1
+        loss = learners.evaluate(validation, sft_loss)
+        run.record("sft", step - 1, loss=metrics["loss"], validation_loss=loss, learning_rate=learning_rate)
+        say(f"epoch {epoch + 1}/{settings.epochs}  {step} steps  loss {metrics['loss']:.4f}  validation {loss:.4f}")
+        if loss < best:
+            best = loss
+            learners.save(Path(run.file("checkpoints/ift")))
+    learners.close()

@@ -1,0 +1,136 @@
+"""The folder of one run: what was asked, what is done, what was measured.
+
+    config.yaml          the resolved configuration; a run continues only under the same one
+    state.json           finished phases and their seconds
+    metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
+    results.json         one row per method and benchmark
+    trajectories.jsonl   samples to read
+    stage1/              samples, demonstrations.parquet, card.json
+    checkpoints/         ift, rl: Hugging Face folders
+    report.html
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from srl.config import Config, ConfigError
+
+# Settings that say where and how to run; changing them does not make it another run.
+FREE = {"run": {"fresh", "directory", "ray_address", "local_cpus", "object_store_mib", "dashboard_port"}}
+LEAST_FREE_BYTES = 2**30
+
+
+class RunDirectory:
+    def __init__(self, config: Config):
+        """Create or continue the directory. Raises ConfigError for another configuration's directory or a full disk."""
+        self.path = self.locate(config)
+        if config.run.fresh and self.path.exists():
+            shutil.rmtree(self.path)
+        settings = identity(config)
+        if (self.path / "config.yaml").exists():
+            refuse_other(self.path, settings)
+        check_disk(self.path)
+        for folder in ("stage1/samples", "checkpoints"):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        self._tensorboard = None
+
+    @staticmethod
+    def locate(config: Config) -> Path:
+        return Path(config.run.directory).absolute() / config.run.name
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def done(self) -> dict[str, float]:
+        """Finished phases and their seconds."""
+        file = self.file("state.json")
+        return json.loads(file.read_text())["phases"] if file.exists() else {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; it counts as done only if the block ends without an error."""
+        started = time.monotonic()
+        yield
+        seconds = round(time.monotonic() - started, 1)
+        write_text(self.file("state.json"), json.dumps({"phases": {**self.done(), name: seconds}}, indent=1))
+        self.record("phase", 0, name=name, seconds=seconds)
+
+    def record(self, phase: str, step: int, **values: Any) -> None:
+        """One line of metrics; numbers also go to TensorBoard as `phase/name`."""
+        with self.file("metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
+        if phase == "phase":
+            return
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.file("tensorboard")), flush_secs=10)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(f"{phase}/{name}", value, step)
+
+    def add_row(self, row: dict[str, Any], trajectories: list[dict[str, Any]]) -> None:
+        """Put a row into results.json, in place of an earlier one of the same method and benchmark, and keep its samples."""
+        key = row["method"], row["benchmark"]
+        rows = [old for old in self.rows() if (old["method"], old["benchmark"]) != key]
+        write_text(self.file("results.json"), json.dumps({"schema": 1, "rows": [*rows, row]}, indent=1))
+        file = self.file("trajectories.jsonl")
+        old_lines = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in old_lines if (record := json.loads(line)) and (record["method"], record["benchmark"]) != key]
+        new = [json.dumps({"method": row["method"], "benchmark": row["benchmark"], **record}) for record in trajectories]
+        write_text(file, "".join(line + "\n" for line in [*kept, *new]))
+
+    def rows(self) -> list[dict[str, Any]]:
+        file = self.file("results.json")
+        return json.loads(file.read_text())["rows"] if file.exists() else []
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file is either the old one or the new one, whenever the process dies."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that make this run what it is."""
+    settings = config.model_dump(mode="json")
+    for section, keys in FREE.items():
+        settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+    return settings
+
+
+def refuse_other(path: Path, settings: dict[str, Any]) -> None:
+    before = yaml.safe_load((path / "config.yaml").read_text()) or {}
+    changed = [
+        f"{section}.{key} was {before.get(section, {}).get(key)!r}, now {value!r}"
+        for section, values in settings.items()
+        for key, value in values.items()
+        if before.get(section, {}).get(key) != value
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
+            "choose another run.name, or fresh=true to start over"
+        )
+
+
+def check_disk(path: Path) -> None:
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < LEAST_FREE_BYTES:
+        raise ConfigError(f"run.directory={path.parent}: {free / 2**20:.0f} MiB free on its disk, at least 1024 MiB are needed")
