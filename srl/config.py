@@ -53,8 +53,12 @@ class PromptsConfig(Section):
     system: str = Field("", description="System message; empty for none.")
     question: str = Field("{question}", description="First user message.")
     verify: str = Field("Check the solution.", description="Asks for a verdict on the attempt above (stage-1 sampling).")
-    revise: str = Field("The solution is wrong. Correct it.", description="Says that the attempt is wrong and asks for a revision.")
-    reask: str = Field("There may be an error. Correct it.", description="Intrinsic self-correction: asks again without any verdict.")
+    revise: str = Field(
+        "The solution is wrong. Correct it.", description="Says that the attempt is wrong and asks for a revision."
+    )
+    reask: str = Field(
+        "There may be an error. Correct it.", description="Intrinsic self-correction: asks again without any verdict."
+    )
     joiner: str = Field("\n", description="What stands between attempt, verdict and revision inside one long chain.")
 
     @model_validator(mode="after")
@@ -66,10 +70,12 @@ class PromptsConfig(Section):
 
 class ProtocolConfig(Section):
     name: Literal["long_chain", "two_turn"] = Field(
-        "long_chain", description="Form of the trained model's answers: one assistant message, or attempt+verdict, user, revision."
+        "long_chain",
+        description="Form of the trained model's answers: one assistant message, or attempt+verdict, user, revision.",
     )
     grammar: Literal["verify", "yes_no"] = Field(
-        "verify", description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No."
+        "verify",
+        description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No.",
     )
     max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory.")
 
@@ -83,8 +89,6 @@ class RolloutConfig(Section):
     kv_cache_gib: float = Field(0.25, gt=0, description="Key-value cache on CPU, GiB.")
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
     max_sequences: int = Field(256, ge=1, description="Most sequences that one engine runs at once.")
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature of stage 1 and RL. RL needs 1.0.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus share of stage 1 and RL.")
     max_attempt_tokens: int = Field(64, gt=0, description="Tokens per attempt or revision sampled on its own.")
     max_verdict_tokens: int = Field(160, gt=0, description="Tokens per verdict sampled on its own.")
     max_response_tokens: int = Field(320, gt=0, description="Tokens per long chain.")
@@ -104,21 +108,28 @@ class RewardConfig(Section):
     cpus: float = Field(0.25, ge=0, description="CPUs that Ray reserves per grading actor.")
     parse_timeout_s: int = Field(5, ge=1, description="math-verify's limit per parse and per comparison, whole seconds.")
     timeout_s: float = Field(300, gt=0, description="Longest wait for a batch of grades, seconds.")
-    alarm_share: float = Field(0.05, ge=0, le=1, description="Share of timeouts or unparsable answers in a batch above which the run says so.")
+    alarm_share: float = Field(
+        0.05, ge=0, le=1, description="Share of timeouts or unparsable answers in a batch above which the run says so."
+    )
 
 
 class Stage1Config(Section):
     """Sequential rejection sampling (paper, section 3.1) and assembly of D1, D2, D3."""
 
     prompts: int = Field(1600, ge=1, description="Training problems to sample from.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature of all three steps.")
     attempts: int = Field(4, ge=1, description="N1: attempts per problem.")
     verdicts: int = Field(4, ge=1, description="N2: verdicts per attempt.")
     wrong_revisions: int = Field(4, ge=1, description="M1: revisions per wrong attempt.")
     correct_revisions: int = Field(2, ge=0, description="M2: revisions per correct attempt that a verdict called wrong.")
-    block: int = Field(200, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming.")
+    block: int = Field(
+        200, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
+    )
     per_prompt_and_class: int = Field(1, ge=1, description="Most trajectories of one class (D1, D2, D3) per problem.")
     correct_share: float = Field(0.5, gt=0, lt=1, description="Share of trajectories whose first attempt is correct (D2 and D3).")
-    c2c_share: float = Field(0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all trajectories, at most.")
+    c2c_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all trajectories, at most."
+    )
     train_correct_attempts: bool = Field(True, description="Train the attempt of D3 too (the paper does, for stability).")
     validation_share: float = Field(0.05, gt=0, lt=0.5, description="Share of demonstrations held out to choose the checkpoint.")
 
@@ -161,7 +172,9 @@ class RlConfig(Section):
     clip_low: float = Field(0.2, gt=0, lt=1, description="Lower clip of the probability ratio is 1 - this.")
     clip_high: float = Field(0.2, gt=0, description="Upper clip of the probability ratio is 1 + this.")
     kl: float = Field(0.001, ge=0, description="eta: weight of the KL to the stage-1 model (k3 estimate, per token).")
-    normalise_std: bool = Field(True, description="Divide advantages by the group's standard deviation (GRPO); false is Dr. GRPO's choice.")
+    normalise_std: bool = Field(
+        True, description="Divide advantages by the group's standard deviation (GRPO); false is Dr. GRPO's choice."
+    )
     evaluate_every: int = Field(10, ge=1, description="Steps between evaluations on the validation problems.")
 
 
@@ -219,10 +232,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
-        if self.rollout.temperature != 1.0:
-            raise ValueError(
-                f"rollout.temperature={self.rollout.temperature}: the learner's log-probabilities are those at temperature 1; use 1.0"
-            )
         if self.rollout.max_response_tokens >= self.model.max_length:
             raise ValueError(
                 f"rollout.max_response_tokens={self.rollout.max_response_tokens} leaves no room for a prompt in "
@@ -249,7 +258,9 @@ def load_config(path: str | None, overrides: list[str]) -> Config:
         if not file.is_file() and (CONFIGS / file.name).is_file():
             file = CONFIGS / file.name
         if not file.is_file():
-            raise ConfigError(f"--config {path}: no such file; shipped: {', '.join(sorted(p.name for p in CONFIGS.glob('*.yaml')))}")
+            raise ConfigError(
+                f"--config {path}: no such file; shipped: {', '.join(sorted(p.name for p in CONFIGS.glob('*.yaml')))}"
+            )
         try:
             data = yaml.safe_load(file.read_text()) or {}
         except yaml.YAMLError as error:

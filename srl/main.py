@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("command", nargs="?", default="run", metavar="command", help="see above")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings; also fresh=true, seed=N, name=NAME")
     result.add_argument("--config", metavar="FILE", help="YAML file (default: configs/tiny.yaml)")
-    result.add_argument("--dry-run", action="store_true", help="print the resolved configuration and derived numbers, run nothing")
+    result.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and derived numbers, run nothing"
+    )
     return result
 
 

@@ -22,7 +22,9 @@ def run_protocol(
     return done
 
 
-def evaluate(session: Session, method: str, benchmark: str, problems: list[Problem], progress: Callable[[int], None]) -> dict[str, Any]:
+def evaluate(
+    session: Session, method: str, benchmark: str, problems: list[Problem], progress: Callable[[int], None]
+) -> dict[str, Any]:
     """Measure `method` and write its row and some of its trajectories to the run directory."""
     checkpoint, protocol = METHODS[method]
     session.use_weights(str(session.run.file(f"checkpoints/{checkpoint}")) if checkpoint else session.base)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from srl.config import PretrainConfig
+from srl.protocols.chat import model_folder
 from srl.tasks.chains import Chain, chains, document
 from srl.tasks.tokenizer import build_tokenizer
 
@@ -121,6 +122,4 @@ def pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None] = 
 
 def pretrain_base(config: PretrainConfig) -> None:
     """Replace the shipped base model."""
-    from srl.protocols.chat import model_folder
-
     pretrain(config, Path(model_folder("embedded")))

@@ -1,4 +1,7 @@
-"""Stage 2: roll out, grade, compare within groups, update, send the weights back. Synchronous: each step samples from the policy it trains."""
+"""Stage 2: roll out, grade, compare within groups, update, send the weights back.
+
+Synchronous: each step samples from the policy that it trains.
+"""
 
 import functools
 import random
@@ -37,7 +40,7 @@ def train_policy(session: Session, problems: list[Problem], validation: list[Pro
             for problem in next(batches)
             for member in range(settings.group)
         ]
-        trajectories = session.pool().generate(config.protocol.name, groups, config.rollout.temperature)
+        trajectories = session.pool().generate(config.protocol.name, groups, 1.0)
         clock.lap("rollout_s")
         session.grade(trajectories)
         for trajectory in trajectories:
@@ -83,7 +86,7 @@ def problem_batches(problems: list[Problem], size: int, seed: int) -> Iterator[l
 
 
 def policy_batches(trajectories: list[Trajectory], normalise_std: bool, mini_batches: int) -> tuple[list[list[Example]], int]:
-    """Training examples in mini-batches of whole groups, and how many groups were left out because their rewards are all equal."""
+    """Training examples in mini-batches of whole groups, and how many groups were left out: their rewards are all equal."""
     groups = [trajectory.prompt_id for trajectory in trajectories]
     advantages = group_advantages([trajectory.reward for trajectory in trajectories], groups, normalise_std)
     by_group: dict[str, list[Example]] = {}
@@ -136,7 +139,8 @@ def step_metrics(
 
 def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
     return (
-        f"step {step + 1:>3}/{steps}  reward {metrics['reward']:.3f}  turn 1 {metrics['turn1']:5.1f}  final {metrics['final']:5.1f}  "
-        f"kl {metrics.get('kl', 0.0):.4f}  entropy {metrics.get('entropy', 0.0):.3f}  silent groups {metrics['groups_without_signal']:>3}  "
+        f"step {step + 1:>3}/{steps}  turn 1 {metrics['turn1']:5.1f}  final {metrics['final']:5.1f}  "
+        f"kl {metrics.get('kl', 0.0):.4f}  entropy {metrics.get('entropy', 0.0):.3f}  "
+        f"silent groups {metrics['groups_without_signal']:>3}  "
         f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['seconds']:.1f} s"
     )

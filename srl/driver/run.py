@@ -7,7 +7,7 @@ from types import FrameType
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import evaluate
 from srl.driver.rl import train_policy
-from srl.driver.session import Session, connect, load_task
+from srl.driver.session import Session, check_port, connect, load_task
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations
 from srl.evaluation.metrics import format_table
 from srl.evaluation.report import write_report
@@ -36,6 +36,7 @@ COMMANDS = {
 def run_phases(config: Config, command: str) -> None:
     """Run the command's phases that are not done yet; show the table and write the report at the end."""
     check_model(config)
+    check_port(config)
     problems = load_task(config)
     run = RunDirectory(config)
     say(f"run {config.run.name} in {run.path}")
@@ -80,7 +81,8 @@ def perform(phase: str, session: Session, problems: dict) -> None:
             for benchmark, tests in problems["test"].items():
                 with bar(len(tests), "problems") as progress:
                     row = evaluate(session, method, benchmark, tests, progress)
-                say(f"      {method} on {benchmark}: turn 1 {row['turn1']:.1f}  final {row['final']:.1f}  delta {row['delta']:+.1f}")
+                numbers = "  ".join(f"{name} {row[name]:.1f}" for name in ("turn1", "final", "delta"))
+                indented(f"{method} on {benchmark}: {numbers}")
 
 
 def report(config: Config) -> None:
@@ -117,5 +119,3 @@ def stop_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-
-

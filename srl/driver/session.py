@@ -1,10 +1,12 @@
 """What every phase needs: Ray, the run directory, and the actors, started when first used and kept for the whole run."""
 
+import logging
 import os
 import socket
 from pathlib import Path
 
 import ray
+import ray.data
 
 from srl.config import Config, ConfigError
 from srl.observe.run_directory import RunDirectory
@@ -56,7 +58,12 @@ class Session:
 
     def new_trajectory(self, name: str, problem: Problem) -> Trajectory:
         return Trajectory(
-            name, problem.prompt_id, problem.question, problem.gold, self.chat.opening(problem.question), seed=self.config.run.seed
+            name,
+            problem.prompt_id,
+            problem.question,
+            problem.gold,
+            self.chat.opening(problem.question),
+            seed=self.config.run.seed,
         )
 
     def grade(self, trajectories: list[Trajectory]) -> None:
@@ -78,6 +85,7 @@ def connect(config: Config) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    quiet_pipelines()
     options = {"namespace": f"srl-{config.run.name}", "log_to_driver": False, "logging_level": "ERROR"}
     address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -90,7 +98,6 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.run.dashboard_port:
-        check_port(config.run.dashboard_port)
         options |= {"dashboard_port": config.run.dashboard_port}
     ray.init(
         num_cpus=config.run.local_cpus,
@@ -101,7 +108,20 @@ def connect(config: Config) -> None:
     check_cluster(config)
 
 
-def check_port(port: int) -> None:
+def quiet_pipelines() -> None:
+    """Ray Data's own progress reports would tear the run's."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def check_port(config: Config) -> None:
+    """Raises ConfigError when the dashboard's port is in use."""
+    port = config.run.dashboard_port
+    if not port:
+        return
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))
@@ -119,7 +139,9 @@ def check_cluster(config: Config) -> None:
     present = ray.cluster_resources()
     for kind, amount in asked.items():
         if amount > present.get(kind, 0):
-            shares = ", ".join(f"{name} {part.workers} x {getattr(part, kind.lower() + 's', 0):g}" for name, part in parts.items())
+            shares = ", ".join(
+                f"{name} {part.workers} x {getattr(part, kind.lower() + 's', 0):g}" for name, part in parts.items()
+            )
             raise ConfigError(f"{kind}s asked: {amount:g} ({shares}, pipelines 1 CPU); in the cluster: {present.get(kind, 0):g}")
 
 
@@ -148,7 +170,9 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
     elif len(train) > held_out:
         train, validation = train[:-held_out], train[-held_out:]
     else:
-        raise ConfigError(f"task.train={task.train} has {len(train)} problems, too few to hold out evaluate.validation_problems={held_out}")
+        raise ConfigError(
+            f"task.train={task.train} has {len(train)} problems, too few to hold out evaluate.validation_problems={held_out}"
+        )
     test = {}
     for name, source in task.test.items():
         test[name] = load_problems(source, *keys, config.evaluate.problems)

@@ -43,7 +43,9 @@ def fine_tune(session: Session, say: Callable[[str], None]) -> None:
         raise ConfigError(f"{demonstrations}: no demonstrations; run stage1 first")
     train, validation = (load_demonstrations(demonstrations, split) for split in ("train", "validation"))
     if not validation:
-        raise ConfigError(f"stage1.validation_share={config.stage1.validation_share}: none of {len(train)} demonstrations was held out")
+        raise ConfigError(
+            f"stage1.validation_share={config.stage1.validation_share}: none of {len(train)} demonstrations was held out"
+        )
     session.rewards()
     learners = LearnerGroup(config, session.base, None, settings.learning_rate, settings.weight_decay, settings.gradient_clip)
     per_epoch = -(-len(train) // settings.batch)

@@ -132,7 +132,9 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Write a Hugging Face folder (weights in bfloat16 or the configured type, tokenizer) that appears only when whole."""
-        state = {name: tensor.clone() for name, tensor in self._gathered()} if self.rank == 0 else [None for _ in self._gathered()]
+        state = (
+            {name: tensor.clone() for name, tensor in self._gathered()} if self.rank == 0 else [None for _ in self._gathered()]
+        )
         if self.rank == 0:
             target, partial = Path(folder), Path(folder + ".partial")
             self.engine.module.model.save_pretrained(partial, state_dict=state)

@@ -23,4 +23,3 @@ def group_advantages(rewards: Sequence[float], groups: Sequence[Hashable], norma
         scale = deviation if normalise_std else 1.0
         advantages.append((reward - mean) / scale if deviation > 1e-8 else 0.0)
     return advantages
-

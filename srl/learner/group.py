@@ -35,7 +35,10 @@ class LearnerGroup:
         """One optimizer step on all examples; losses and metrics are means over the weighted tokens of all ranks."""
         denominator = token_weight(examples)
         parts = self._split(examples)
-        results = self._get([rank.train.remote(part, loss, denominator, learning_rate) for rank, part in zip(self.ranks, parts, strict=True)], "a training step")
+        results = self._get(
+            [rank.train.remote(part, loss, denominator, learning_rate) for rank, part in zip(self.ranks, parts, strict=True)],
+            "a training step",
+        )
         metrics = {name: sum(result[name] for result in results) for name in results[0]}
         return {**metrics, "gradient_norm": results[0]["gradient_norm"], "trained_tokens": denominator}
 
@@ -43,7 +46,12 @@ class LearnerGroup:
         """Mean loss per weighted token."""
         denominator = token_weight(examples)
         parts = self._split(examples)
-        return sum(self._get([rank.evaluate.remote(part, loss, denominator) for rank, part in zip(self.ranks, parts, strict=True)], "an evaluation"))
+        return sum(
+            self._get(
+                [rank.evaluate.remote(part, loss, denominator) for rank, part in zip(self.ranks, parts, strict=True)],
+                "an evaluation",
+            )
+        )
 
     def logprobs(self, examples: Sequence[Example]) -> dict[str, list[float]]:
         """The current policy's log-probabilities of the trained tokens, by example id."""

@@ -71,6 +71,6 @@ def check_model(config: Config) -> None:
     needed = rollout.workers * (rollout.kv_cache_gib * 2**30 + count * (4 if config.model.dtype == "float32" else 2))
     if needed > (free := psutil.virtual_memory().available):
         raise ConfigError(
-            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g} x {rollout.workers} workers and weights need {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB of memory are free"
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g} x {rollout.workers} workers and weights need "
+            f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free"
         )

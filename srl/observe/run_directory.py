@@ -1,13 +1,13 @@
 """The folder of one run: what was asked, what is done, what was measured.
 
-    config.yaml          the resolved configuration; a run continues only under the same one
-    state.json           finished phases and their seconds
-    metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
-    results.json         one row per method and benchmark
-    trajectories.jsonl   samples to read
-    stage1/              samples, demonstrations.parquet, card.json
-    checkpoints/         ift, rl: Hugging Face folders
-    report.html
+config.yaml          the resolved configuration; a run continues only under the same one
+state.json           finished phases and their seconds
+metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
+results.json         one row per method and benchmark
+trajectories.jsonl   samples to read
+stage1/              samples, demonstrations.parquet, card.json
+checkpoints/         ift, rl: Hugging Face folders
+report.html
 """
 
 import json

@@ -1,8 +1,8 @@
 """From samples to demonstrations: D1, D2 and D3 (paper, section 3.1) with the loss weights of equation 1.
 
-    D1   wrong attempt, verdict "wrong", correct revision      trained: verdict, revision
-    D2   correct attempt, verdict "wrong", correct revision    trained: revision
-    D3   correct attempt, verdict "correct"                    trained: verdict, and the attempt for stability
+D1   wrong attempt, verdict "wrong", correct revision      trained: verdict, revision
+D2   correct attempt, verdict "wrong", correct revision    trained: revision
+D3   correct attempt, verdict "correct"                    trained: verdict, and the attempt for stability
 """
 
 import hashlib
@@ -63,6 +63,8 @@ def choose(rows: Sequence[Row], stage1: Stage1Config, seed: int) -> tuple[list[t
 
 def path_from(attempt: Row, children: dict[str, list[Row]]) -> tuple[tuple[str, list[Row]] | None, str]:
     """The trajectory that starts with this attempt, or the reason why there is none."""
+    if attempt["outcome"] == Outcome.TIMEOUT:
+        return None, "attempt: not graded in time"
     right = attempt["outcome"] == Outcome.CORRECT
     verdicts = children[attempt["id"]]
     told_wrong = [v for v in verdicts if v["verdict"] == Verdict.WRONG]
@@ -107,13 +109,17 @@ def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajec
         ids = [token for token in row["token_ids"] if token not in chat.stop_ids]
         new_message = two_turn and index == 2
         if new_message:
-            trajectory.turns.append(Turn(TurnKind.INSTRUCTION, chat.instruction(config.prompts.revise, chat.end_id), config.prompts.revise))
+            trajectory.turns.append(
+                Turn(TurnKind.INSTRUCTION, chat.instruction(config.prompts.revise, chat.end_id), config.prompts.revise)
+            )
         elif index > 0:
             ids = chat.joiner() + ids
         if index == len(path) - 1 or (two_turn and index == 1):
             ids = [*ids, chat.end_id]
         verdict = row["verdict"] and Verdict(row["verdict"])
-        trajectory.turns.append(Turn(TurnKind(row["kind"]), ids, row["text"], answer=row["answer"], verdict=verdict, loss_weight=weight))
+        trajectory.turns.append(
+            Turn(TurnKind(row["kind"]), ids, row["text"], answer=row["answer"], verdict=verdict, loss_weight=weight)
+        )
     return trajectory
 
 
@@ -126,7 +132,20 @@ class Assembler:
 
     def __call__(self, item: Row) -> Iterable[Row]:
         problems: dict[str, list[Row]] = defaultdict(list)
-        columns = ["id", "prompt_id", "question", "gold", "kind", "parent", "text", "token_ids", "answer", "outcome", "verdict", "accepted"]
+        columns = [
+            "id",
+            "prompt_id",
+            "question",
+            "gold",
+            "kind",
+            "parent",
+            "text",
+            "token_ids",
+            "answer",
+            "outcome",
+            "verdict",
+            "accepted",
+        ]
         for row in pq.read_table(item["path"], columns=columns).to_pylist():
             problems[row["prompt_id"]].append(row)
         dropped: Counter = Counter()
@@ -166,7 +185,9 @@ def assemble(config: Config, samples: Path, target: Path) -> dict[str, Any]:
         if row["class"] == "dropped":
             dropped[row["id"]] += int(row["token_ids"][0])
     found = sorted((row for row in rows if row["class"] != "dropped"), key=lambda row: row["id"])
-    kept = [found[index] for index in balance([r["class"] for r in found], [r["id"] for r in found], config.stage1, config.run.seed)]
+    kept = [
+        found[index] for index in balance([r["class"] for r in found], [r["id"] for r in found], config.stage1, config.run.seed)
+    ]
     too_long = [row for row in kept if len(row["token_ids"]) > config.model.max_length]
     kept = [row for row in kept if len(row["token_ids"]) <= config.model.max_length]
     if not kept:

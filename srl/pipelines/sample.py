@@ -1,4 +1,6 @@
-"""Sequential rejection sampling (paper, section 3.1) as a Ray Data pipeline: problems -> attempts -> verdicts -> revisions -> Parquet.
+"""Sequential rejection sampling (paper, section 3.1) as a Ray Data pipeline.
+
+Problems -> attempts -> verdicts -> revisions -> Parquet.
 
 One row per sample; `parent` names the sample it continues, so the rows of a problem form a tree:
 
@@ -81,9 +83,7 @@ class Sampler:
             for n in range(stage1.attempts)
         ]
         attempts = self._grade(self._generate(worker, "attempt", roots))
-        verdicts = self._generate(
-            worker, "verdict", [continued(a, f"v{n}") for a in attempts for n in range(stage1.verdicts)]
-        )
+        verdicts = self._generate(worker, "verdict", [continued(a, f"v{n}") for a in attempts for n in range(stage1.verdicts)])
         revisions = self._grade(self._generate(worker, "revision", self._to_revise(verdicts)))
         return [row(t, self.weights) for t in (*attempts, *verdicts, *revisions)]
 
@@ -103,7 +103,7 @@ class Sampler:
     def _generate(self, worker: Any, protocol: str, trajectories: list[Trajectory]) -> list[Trajectory]:
         if not trajectories:
             return []
-        reference = worker.generate.remote(protocol, trajectories, self.config.rollout.temperature, self.weight_version)
+        reference = worker.generate.remote(protocol, trajectories, self.config.stage1.temperature, self.weight_version)
         return ray.get(reference, timeout=self.config.rollout.timeout_s + 30)
 
     def _grade(self, trajectories: list[Trajectory]) -> list[Trajectory]:
@@ -160,7 +160,12 @@ def is_accepted(trajectory: Trajectory) -> bool:
 
 
 def sample(
-    config: Config, problems: Sequence[Problem], pool: RolloutPool, reward_actors: list, folder: Path, progress: Callable[[int], None]
+    config: Config,
+    problems: Sequence[Problem],
+    pool: RolloutPool,
+    reward_actors: list,
+    folder: Path,
+    progress: Callable[[int], None],
 ) -> None:
     """Write the samples of all problems to `folder`, one Parquet file per block; problems that are already there are skipped.
 
@@ -175,8 +180,11 @@ def sample(
     queue = Queue(actor_options={"num_cpus": 0})
     for worker in pool.workers:
         queue.put(worker)
-    dataset = ray.data.from_items([{"prompt_id": p.prompt_id, "question": p.question, "gold": p.gold} for p in missing])
-    dataset = dataset.repartition(target_num_rows_per_block=config.stage1.block).map_batches(
+    # One table is one block: the unit of work, of a file and of what a kill can cost.
+    rows = [{"prompt_id": p.prompt_id, "question": p.question, "gold": p.gold} for p in missing]
+    size = config.stage1.block
+    blocks = [pa.Table.from_pylist(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
+    dataset = ray.data.from_arrow(blocks).map_batches(
         Sampler,
         fn_constructor_args=(config, queue, pool.version, reward_actors, fingerprint(model_folder(config.model.path))),
         batch_size=None,

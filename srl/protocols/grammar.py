@@ -7,14 +7,12 @@ from srl.reward.answer import last_boxed
 from srl.trajectory import TurnKind, Verdict
 
 # The verdict may stand in a box of its own, `\boxed{\text{[VERIFY] wrong.}}`; the box is then part of the verdict.
+BOX = r"(?:\\boxed\s*\{\s*(?:\\text\s*\{\s*)?)?"
+END_OF_BOX = r"\b\.?(?:\s*\}){0,2}"
+QUESTION = r"Is my most recent final answer correct \(Yes or No\)\?\s*"
 GRAMMARS = {
-    "verify": re.compile(
-        r"(?:\\boxed\s*\{\s*(?:\\text\s*\{\s*)?)?\[VERIFY\]\s*(?P<word>correct|wrong)\b\.?(?:\s*\}){0,2}", re.IGNORECASE
-    ),
-    "yes_no": re.compile(
-        r"Is my most recent final answer correct \(Yes or No\)\?\s*(?:\\boxed\s*\{\s*(?:\\text\s*\{\s*)?)?(?P<word>Yes|No)\b\.?(?:\s*\}){0,2}",
-        re.IGNORECASE,
-    ),
+    "verify": re.compile(BOX + r"\[VERIFY\]\s*(?P<word>correct|wrong)" + END_OF_BOX, re.IGNORECASE),
+    "yes_no": re.compile(QUESTION + BOX + r"(?P<word>Yes|No)" + END_OF_BOX, re.IGNORECASE),
 }
 POSITIVE = {"correct", "yes"}
 

@@ -1,10 +1,10 @@
 """Who speaks next and when it stops. A protocol looks at a trajectory and says: generate, say this, or stop.
 
-    long_chain   one assistant message, cut into attempt, verdict, revision afterwards (paper, section 4)
-    two_turn     attempt with its verdict; told so by the user, a revision (section 5)
-    prompted     attempt; asked for a verdict; when that is "wrong", asked for a revision. What a base model can do
-    intrinsic    attempt; asked again without any verdict
-    attempt, verdict, revision   one step of sequential sampling, on top of what the trajectory already holds (section 3.1)
+long_chain   one assistant message, cut into attempt, verdict, revision afterwards (paper, section 4)
+two_turn     attempt with its verdict; told so by the user, a revision (section 5)
+prompted     attempt; asked for a verdict; when that is "wrong", asked for a revision. What a base model can do
+intrinsic    attempt; asked again without any verdict
+attempt, verdict, revision   one step of sequential sampling, on top of what the trajectory already holds (section 3.1)
 """
 
 from collections.abc import Callable

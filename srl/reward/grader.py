@@ -8,17 +8,17 @@ import os
 os.environ.setdefault("SYMPY_GROUND_TYPES", "python")
 os.environ.setdefault("MPMATH_NOGMPY", "1")
 
-import threading  # noqa: E402
-from functools import lru_cache  # noqa: E402
-from typing import Any  # noqa: E402
+import threading
+from functools import lru_cache
+from typing import Any
 
-from math_verify import parse, verify  # noqa: E402
-from math_verify.errors import TimeoutException  # noqa: E402
-from math_verify.utils import timeout  # noqa: E402
-from sympy import Basic, Equality, MatrixBase, N, S, UnevaluatedExpr  # noqa: E402
+from math_verify import parse, verify
+from math_verify.errors import TimeoutException
+from math_verify.utils import timeout
+from sympy import Basic, Equality, MatrixBase, N, S, UnevaluatedExpr
 
-from srl.reward.answer import is_integer, normalise, plain_number, too_explosive  # noqa: E402
-from srl.trajectory import Outcome  # noqa: E402
+from srl.reward.answer import is_integer, normalise, plain_number, too_explosive
+from srl.trajectory import Outcome
 
 RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
 EXPRESSION_TOLERANCE = 1e-4  # relative, between numbers that math-verify calls equal; it looks at six decimals only

@@ -19,7 +19,6 @@ class Sampling:
 
     max_tokens: int
     temperature: float
-    top_p: float
     seed: int
 
 
@@ -59,6 +58,10 @@ class WeightLoader:
 
         with set_current_vllm_config(self.vllm_config):
             finalize_layerwise_reload(self.model_runner.model, self.vllm_config.model_config)
+            # An output layer tied to the embedding gets no tensor of its own, so its repacked copy would stay the old one.
+            head = getattr(self.model_runner.model, "lm_head", None)
+            if hasattr(head, "cpu_linear"):
+                head.quant_method.process_weights_after_loading(head)
 
 
 def prepare_environment(on_gpu: bool) -> None:
@@ -115,7 +118,6 @@ class Engine:
         parameters = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            top_p=sampling.top_p,
             seed=sampling.seed if sampling.temperature > 0 else None,
             logprobs=0,
             stop_token_ids=self.stop_token_ids,

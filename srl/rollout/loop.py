@@ -31,7 +31,6 @@ def run_trajectories(
     trajectories: Sequence[Trajectory],
     *,
     temperature: float,
-    top_p: float,
     max_length: int,
     weight_version: int,
     timeout_s: float,
@@ -61,13 +60,15 @@ def run_trajectories(
             token_ids = trajectory.token_ids()
             budget = min(action.max_tokens, max_length - len(token_ids))
             if budget < 1 and not trajectory.turns:
-                raise ValueError(f"trajectory {trajectory.id}: {len(token_ids)} tokens leave no room in model.max_length={max_length}")
+                raise ValueError(
+                    f"trajectory {trajectory.id}: {len(token_ids)} tokens leave no room in model.max_length={max_length}"
+                )
             if budget < 1:
                 trajectory.stop_reason = StopReason.LENGTH
                 return
             request_id = f"{trajectory.id}#{len(trajectory.turns)}"
             waiting[request_id] = trajectory, action
-            engine.submit(request_id, token_ids, Sampling(budget, temperature, top_p, turn_seed(trajectory)))
+            engine.submit(request_id, token_ids, Sampling(budget, temperature, turn_seed(trajectory)))
             return
 
     try:
@@ -81,7 +82,9 @@ def run_trajectories(
                 )
                 advance(trajectory)
             if waiting and time.monotonic() > deadline:
-                raise TimeoutError(f"rollout.timeout_s={timeout_s:g}: {len(waiting)} of {len(trajectories)} trajectories unfinished")
+                raise TimeoutError(
+                    f"rollout.timeout_s={timeout_s:g}: {len(waiting)} of {len(trajectories)} trajectories unfinished"
+                )
     finally:
         if waiting:
             engine.abort(list(waiting))

@@ -88,7 +88,9 @@ class RolloutPool:
             return ray.get(reference)
         except RayActorError as error:
             if failures >= self.config.rollout.retries:
-                raise RuntimeError(f"rollout.retries={self.config.rollout.retries}: workers keep dying: {cause(error)}") from error
+                raise RuntimeError(
+                    f"rollout.retries={self.config.rollout.retries}: workers keep dying: {cause(error)}"
+                ) from error
         except RayTaskError as error:
             if not isinstance(error.cause, StaleWeights):
                 raise
@@ -114,7 +116,9 @@ class RolloutPool:
         limit = self.config.rollout.timeout_s + 30
         for worker, chunk, _, started in running.values():
             if time.monotonic() - started > limit:
-                raise TimeoutError(f"rollout.timeout_s={self.config.rollout.timeout_s:g}: {worker} hangs with {len(chunk)} trajectories")
+                raise TimeoutError(
+                    f"rollout.timeout_s={self.config.rollout.timeout_s:g}: {worker} hangs with {len(chunk)} trajectories"
+                )
 
 
 def cause(error: Exception) -> str:

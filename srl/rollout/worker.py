@@ -37,7 +37,9 @@ class RolloutWorker:
     def ready(self) -> int:
         return self.version
 
-    def generate(self, protocol: str, trajectories: list[Trajectory], temperature: float, weight_version: int) -> list[Trajectory]:
+    def generate(
+        self, protocol: str, trajectories: list[Trajectory], temperature: float, weight_version: int
+    ) -> list[Trajectory]:
         """Run the trajectories with the weights of exactly that version. Raises StaleWeights, TimeoutError."""
         if weight_version != self.version:
             raise StaleWeights(f"{self!r} has weights {self.version}, asked for {weight_version}")
@@ -47,7 +49,6 @@ class RolloutWorker:
             self.chat,
             trajectories,
             temperature=temperature,
-            top_p=self.config.rollout.top_p,
             max_length=self.config.model.max_length,
             weight_version=weight_version,
             timeout_s=self.config.rollout.timeout_s,

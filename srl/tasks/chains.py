@@ -1,21 +1,23 @@
 """The embedded task: chains of two-digit sums and differences.
 
-    Start at 47: (1) + 38 (2) - 19 = ?
+    Start at 47: (1) +38 (2) -19 (3) +20 = ?
 
-An *attempt* writes each value at once: (1) + 38 = 85. A number is one token, so this is a table of thousands of
-sums. A *check* redoes each step by columns, ones first, which takes only the tables a child learns, and stops at the
-first step that the attempt got wrong; a *revision* can build on the value the check found there.
+An *attempt* works in steps of two operations and writes only the value after both: (1) +38 (2) -19 = 66. That is hard to
+do at once. A *check* copies a step and redoes its operations one by one, in columns, which takes only the tables a child
+learns; it stops at the first step whose value is wrong. A *revision* can build on the value the check found there.
 All values stay within 10..99, so every number has two digits.
 
 Problems belong to a split by the hash of their question: no seed can make train, validation and test overlap.
 """
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 LOWEST, HIGHEST = 10, 99
+SPAN = 2  # operations that an attempt does at once
 
 CHECK_PROMPT = "Check the solution."
 REVISE_PROMPT = "The solution is wrong. Correct it."
@@ -24,24 +26,24 @@ REASK_PROMPT = "There may be an error. Correct it."
 
 @dataclass(frozen=True)
 class Chain:
-    """Step k adds its signed operand to the value before it."""
+    """Operation k adds its signed operand to the value before it."""
 
     start: int
     operands: tuple[int, ...]
 
+    def steps(self) -> list[tuple[int, ...]]:
+        """The operands, `SPAN` by `SPAN`."""
+        return [self.operands[begin : begin + SPAN] for begin in range(0, len(self.operands), SPAN)]
+
     def values(self) -> list[int]:
         """The value after each step."""
-        values, current = [], self.start
-        for operand in self.operands:
-            current += operand
-            values.append(current)
-        return values
+        return list(itertools.accumulate((sum(step) for step in self.steps()), initial=self.start))[1:]
 
 
-def sample_chain(rng: random.Random, steps: int) -> Chain:
+def sample_chain(rng: random.Random, length: int) -> Chain:
     current = start = rng.randint(LOWEST, HIGHEST)
     operands = []
-    for _ in range(steps):
+    for _ in range(length):
         choices = [
             operand
             for sign in (1, -1)
@@ -54,30 +56,29 @@ def sample_chain(rng: random.Random, steps: int) -> Chain:
     return Chain(start, tuple(operands))
 
 
-def label(index: int) -> str:
-    """"(1)" for the first step."""
-    return f"({index + 1})"
-
-
-def signed(operand: int) -> str:
-    return f"{'+' if operand > 0 else '-'} {abs(operand)}"
-
-
 def question(chain: Chain) -> str:
-    """"Start at 47: (1) + 38 (2) - 19 = ?"."""
-    steps = " ".join(f"{label(index)} {signed(operand)}" for index, operand in enumerate(chain.operands))
-    return f"Start at {chain.start}: {steps} = ?"
+    """ "Start at 47: (1) +38 (2) -19 = ?"."""
+    return f"Start at {chain.start}: {numbered(chain.operands, 0)} = ?"
 
 
-def solution(chain: Chain, values: list[int]) -> str:
-    """An attempt or revision that claims these values."""
-    steps = zip(chain.operands, values, strict=True)
-    work = " ".join(f"{label(index)} {signed(operand)} = {value}" for index, (operand, value) in enumerate(steps))
-    return f"{work}. The answer is \\boxed{{{values[-1]}}}"
+def numbered(operands: Sequence[int], before: int) -> str:
+    """ "(3) +20 (4) -31" for two operands that follow two others."""
+    return " ".join(f"({before + index + 1}) {operand:+d}" for index, operand in enumerate(operands))
+
+
+def claims(chain: Chain, values: Sequence[int]) -> list[str]:
+    """What an attempt writes for each step: "(1) +38 (2) -19 = 66"."""
+    pairs = enumerate(zip(chain.steps(), values, strict=True))
+    return [f"{numbered(step, SPAN * index)} = {value}" for index, (step, value) in pairs]
+
+
+def solution(chain: Chain, values: Sequence[int]) -> str:
+    """An attempt or revision that claims these values after its steps."""
+    return f"Start at {chain.start} {' '.join(claims(chain, values))}. The answer is \\boxed{{{values[-1]}}}"
 
 
 def columns(left: int, operand: int) -> tuple[str, int]:
-    """One step worked by columns, ones first, and its value: (47, 38) -> ("7 + 8 = 15, 4 + 3 + 1 = 8", 85)."""
+    """One operation worked by columns, ones first, and its value: (47, 38) -> ("7 + 8 = 15, 4 + 3 + 1 = 8", 85)."""
     ones, tens = left % 10, left // 10
     if operand > 0:
         total = ones + operand % 10
@@ -93,18 +94,21 @@ def columns(left: int, operand: int) -> tuple[str, int]:
     return text, left + operand
 
 
-def check(chain: Chain, claimed: list[int]) -> tuple[str, bool]:
-    """The check of an attempt, without its verdict line, and whether the attempt is right.
+def check(chain: Chain, claimed: Sequence[int]) -> tuple[str, bool]:
+    """The check of an attempt, without its verdict, and whether the attempt is right.
 
-    It takes each value from the attempt, for the steps before are already checked, and ends at the first wrong one.
+    "(1) +38 (2) -19 = 66: 47 +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 yes". It ends at the first
+    wrong step, so every step starts from a value that is right.
     """
-    lines, left = [], chain.start
-    for index, (operand, value) in enumerate(zip(chain.operands, claimed, strict=True)):
-        work, right_value = columns(left, operand)
-        lines.append(f"{label(index)} {signed(operand)}: {work}, {right_value} {'yes' if value == right_value else 'no'}")
-        if value != right_value:
+    lines, value = [f"Start at {chain.start}"], chain.start
+    for step, claim, claimed_value in zip(chain.steps(), claims(chain, claimed), claimed, strict=True):
+        line = f"{claim}: {value}"
+        for operand in step:
+            work, value = columns(value, operand)
+            line += f" {operand:+d}: {work}, {value}"
+        lines.append(f"{line} {'yes' if value == claimed_value else 'no'}")
+        if value != claimed_value:
             return " ".join(lines), False
-        left = value
     return " ".join(lines), True
 
 
@@ -113,34 +117,29 @@ def verdict_line(right: bool) -> str:
 
 
 def corrupt(rng: random.Random, chain: Chain) -> list[int]:
-    """Values with one or two wrong steps of the kinds that a model makes; later steps follow from the wrong value."""
-    steps = len(chain.operands)
-    wrong = set(rng.sample(range(steps), 2 if steps > 2 and rng.random() < 0.25 else 1))
-    values, current = [], chain.start
-    for index, operand in enumerate(chain.operands):
-        right_value = current + operand
-        if not LOWEST <= right_value <= HIGHEST:
-            # A wrong value can push a later step out of two digits; any two-digit number will do there.
-            right_value = rng.randint(LOWEST, HIGHEST)
-        value = right_value
-        while index in wrong and value == right_value:
-            slip = rng.choice(["carry", "ones", "digit", "other operand", "sign"])
-            if slip == "carry":
-                value = right_value + rng.choice([-10, 10])
-            elif slip == "ones":
-                value = right_value + rng.choice([-2, -1, 1, 2])
-            elif slip == "digit":
-                place = rng.choice([1, 10])
-                value = right_value + place * (rng.randint(0, 9) - right_value // place % 10)
-            elif slip == "other operand":
-                value = current + rng.choice(chain.operands)
-            else:
-                value = current - operand
-            if not LOWEST <= value <= HIGHEST:
-                value = right_value
-        values.append(value)
-        current = value
-    return values
+    """Values of an attempt with one or two wrong steps and a wrong answer; later steps follow from the wrong value."""
+    steps = chain.steps()
+    while True:
+        wrong = set(rng.sample(range(len(steps)), 2 if len(steps) > 2 and rng.random() < 0.25 else 1))
+        values, current = [], chain.start
+        for index, step in enumerate(steps):
+            right_value = current + sum(step)
+            if not LOWEST <= right_value <= HIGHEST:
+                # A wrong value can push a later step out of two digits; any two-digit number will do there.
+                right_value = rng.randint(LOWEST, HIGHEST)
+            current = slip(rng, right_value) if index in wrong else right_value
+            values.append(current)
+        # Two slips can cancel; an attempt whose answer is right is not wrong.
+        if values[-1] != chain.values()[-1]:
+            return values
+
+
+def slip(rng: random.Random, value: int) -> int:
+    """Another two-digit number: near, a carry or borrow away, or anywhere."""
+    candidates = [value + rng.choice([-2, -1, 1, 2]), value + rng.choice([-10, 10]), rng.randint(LOWEST, HIGHEST)]
+    rng.shuffle(candidates)
+    fitting = [candidate for candidate in candidates if LOWEST <= candidate <= HIGHEST and candidate != value]
+    return fitting[0] if fitting else (value + 1 if value < HIGHEST else value - 1)
 
 
 def split_of(text: str) -> str:
@@ -172,7 +171,7 @@ def document(rng: random.Random, chain: Chain, kind: str) -> list[Message]:
     right = solution(chain, chain.values())
     if kind == "solve":
         return [ask, ("assistant", right)]
-    wrong_share = {"check": 0.5, "revise": 1.0, "reask": 0.7}[kind]
+    wrong_share = {"check": 0.5, "revise": 1.0, "reask": 0.85}[kind]
     claimed = corrupt(rng, chain) if rng.random() < wrong_share else chain.values()
     work, is_right = check(chain, claimed)
     attempt, verdict = ("assistant", solution(chain, claimed)), ("assistant", work + verdict_line(is_right))

@@ -13,9 +13,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# A piece carries its own spaces, so that decoding is joining: "(1) + 38 = 85" <-> ["(1)", " + ", "38", " = ", "85"].
+# A piece carries its own spaces, so that decoding is joining: "(1) +38 = 85" <-> ["(1)", " +38", " = ", "85"].
 PIECES = [
     *(str(number) for number in range(100)),
+    *(f" {operand:+d}" for operand in (*range(-89, -9), *range(10, 90))),
     *(f"{space}({step})" for step in range(1, 8) for space in ("", " ")),
     "Start at ", ": ", " + ", " - ", " = ", "?", ", ", " ", "\n", ".", ". The answer is ", "\\boxed{", "}",
     " yes", " no", ". [VERIFY] ", "[VERIFY] ", "correct", "wrong",

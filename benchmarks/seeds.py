@@ -1,0 +1,73 @@
+"""Several runs side by side, and whether they show what the project claims on the embedded task.
+
+    python -m benchmarks.seeds runs/seed-0 runs/seed-1 runs/seed-2
+
+Prints Markdown: one line per method with the values of every run, the seconds of every phase, and each claim with the
+numbers that decide it. Exit status 1 if a claim fails.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ["turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures"]
+Rows = dict[str, dict[str, Any]]
+
+
+def load(directory: Path) -> tuple[Rows, dict[str, float]]:
+    rows = json.loads((directory / "results.json").read_text())["rows"]
+    return {row["method"]: row for row in rows}, json.loads((directory / "state.json").read_text())["phases"]
+
+
+def results_table(runs: list[Rows]) -> str:
+    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for method in runs[0]:
+        cells = [" / ".join(shown(run[method][column]) for run in runs) for column in COLUMNS]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def phase_table(phases: list[dict[str, float]]) -> str:
+    lines = ["| phase | seconds |", "|---|---|"]
+    lines += [f"| {name} | " + " / ".join(f"{run[name]:.0f}" for run in phases) + " |" for name in phases[0]]
+    lines.append("| all | " + " / ".join(f"{sum(run.values()):.0f}" for run in phases) + " |")
+    return "\n".join(lines)
+
+
+def claims(run: Rows) -> dict[str, tuple[bool, str]]:
+    """Claim -> (holds, the numbers)."""
+    base, intrinsic, ift, rl = (run[name] for name in ("base", "intrinsic", "ift", "rl"))
+    return {
+        "base: first attempt right in 45 to 75 %": (45 <= base["turn1"] <= 75, shown(base["turn1"])),
+        "base: prompted verdicts right on at least 75 % of correct and of wrong attempts": (
+            min(base["verdict_correct"], base["verdict_wrong"]) >= 75,
+            f"{shown(base['verdict_correct'])}, {shown(base['verdict_wrong'])}",
+        ),
+        "intrinsic: final at most turn 1 + 1": (intrinsic["delta"] <= 1, f"{intrinsic['delta']:+.1f}"),
+        "ift: delta at least +5": (ift["delta"] >= 5, f"{ift['delta']:+.1f}"),
+        "ift: c->i at most 3": (ift["c2i"] <= 3, shown(ift["c2i"])),
+        "rl: final at least 3 above ift's": (rl["final"] >= ift["final"] + 3, f"{ift['final']:.1f} -> {rl['final']:.1f}"),
+        "intrinsic delta at least 5 below ift's": (
+            intrinsic["delta"] <= ift["delta"] - 5,
+            f"{intrinsic['delta']:+.1f} against {ift['delta']:+.1f}",
+        ),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    runs, phases = zip(*(load(Path(argument)) for argument in arguments), strict=True)
+    print(results_table(list(runs)), phase_table(list(phases)), sep="\n\n", end="\n\n")
+    verdicts = [claims(run) for run in runs]
+    for claim in verdicts[0]:
+        held = [verdict[claim] for verdict in verdicts]
+        print(f"- {'holds' if all(ok for ok, _ in held) else 'FAILS'}: {claim}: {'; '.join(numbers for _, numbers in held)}")
+    return int(not all(ok for verdict in verdicts for ok, _ in verdict.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
