@@ -1,6 +1,6 @@
 """Several runs side by side, and whether they show what the project claims on the embedded task.
 
-    python -m benchmarks.seeds runs/seed-0 runs/seed-1 runs/seed-2
+    python -m benchmarks.seeds runs/seed-0 runs/seed-1 runs/seed-2 [picture.png]
 
 Prints Markdown: one line per method with the values of every run, the seconds of every phase, and each claim with the
 numbers that decide it. Exit status 1 if a claim fails.
@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 COLUMNS = ["turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures"]
 Rows = dict[str, dict[str, Any]]
@@ -59,8 +61,38 @@ def claims(run: Rows) -> dict[str, tuple[bool, str]]:
     }
 
 
+def validation_curve(directory: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and per cent of one validation metric over RL."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    points = {line["step"]: line[name] for line in lines if line["phase"] == "rl-validation"}
+    return list(points), list(points.values())
+
+
+def picture(directories: list[Path], runs: list[Rows], file: Path) -> None:
+    """Left: turn 1 and final of every method, mean over runs. Right: validation accuracy over RL steps, a line per run."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    bars, curves = figure.subplots(1, 2)
+    colours = {"turn1": "#9aa5b1", "final": "#2a68b0"}
+    for offset, (name, colour) in enumerate(colours.items()):
+        heights = [sum(run[method][name] for run in runs) / len(runs) for method in runs[0]]
+        drawn = bars.bar([index + 0.4 * offset for index in range(len(heights))], heights, 0.38, color=colour, label=name)
+        bars.bar_label(drawn, fmt="%.0f", fontsize=8)
+        for directory in directories:
+            curves.plot(*validation_curve(directory, name), color=colour, marker="o", markersize=3, linewidth=1)
+    bars.set_xticks([index + 0.2 for index in range(len(runs[0]))], list(runs[0]))
+    bars.set(ylabel="right answers, %", ylim=(0, 105), title=f"test, mean of {len(runs)} runs")
+    bars.legend(loc="upper left", fontsize=8, frameon=False)
+    curves.set(xlabel="RL step", title="validation during RL")
+    for axes in (bars, curves):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=120)
+
+
 def main(arguments: list[str]) -> int:
-    runs, phases = zip(*(load(Path(argument)) for argument in arguments), strict=True)
+    directories = [Path(argument) for argument in arguments if not argument.endswith(".png")]
+    runs, phases = zip(*map(load, directories), strict=True)
+    for file in (Path(argument) for argument in arguments if argument.endswith(".png")):
+        picture(directories, list(runs), file)
     print(results_table(list(runs)), phase_table(list(phases)), sep="\n\n", end="\n\n")
     verdicts = [claims(run) for run in runs]
     for claim in verdicts[0]:

@@ -34,16 +34,16 @@ class TaskConfig(Section):
     test: dict[str, str] = Field({}, description="Benchmarks: name -> file or hub name. Only for `file`.")
     question_key: str = Field("problem", description="Column with the problem text.")
     answer_key: str = Field("answer", description="Column with the gold answer.")
-    min_steps: int = Field(3, ge=1, le=7, description="Fewest steps of a chain. Only for `chains`.")
-    max_steps: int = Field(5, ge=1, le=7, description="Most steps of a chain. Only for `chains`.")
+    min_operations: int = Field(3, ge=1, le=6, description="Fewest operations of a chain. Only for `chains`.")
+    max_operations: int = Field(5, ge=1, le=6, description="Most operations of a chain. Only for `chains`.")
     seed: int = Field(0, description="Seed of the generated problems.")
 
     @model_validator(mode="after")
     def _complete(self) -> "TaskConfig":
         if self.name == "file" and not (self.train and self.test):
             raise ValueError("task.name=file needs task.train and at least one entry in task.test")
-        if self.min_steps > self.max_steps:
-            raise ValueError(f"task.min_steps={self.min_steps} is above task.max_steps={self.max_steps}")
+        if self.min_operations > self.max_operations:
+            raise ValueError(f"task.min_operations={self.min_operations} is above task.max_operations={self.max_operations}")
         return self
 
 
@@ -91,7 +91,7 @@ class RolloutConfig(Section):
     max_sequences: int = Field(256, ge=1, description="Most sequences that one engine runs at once.")
     max_attempt_tokens: int = Field(64, gt=0, description="Tokens per attempt or revision sampled on its own.")
     max_verdict_tokens: int = Field(160, gt=0, description="Tokens per verdict sampled on its own.")
-    max_response_tokens: int = Field(320, gt=0, description="Tokens per long chain.")
+    max_response_tokens: int = Field(360, gt=0, description="Tokens per long chain.")
     timeout_s: float = Field(600, gt=0, description="Longest wait for one batch of trajectories, seconds.")
     start_timeout_s: float = Field(300, gt=0, description="Longest wait for an engine to start, seconds.")
     retries: int = Field(2, ge=0, description="How often a batch moves to another worker before the run stops.")
@@ -116,14 +116,14 @@ class RewardConfig(Section):
 class Stage1Config(Section):
     """Sequential rejection sampling (paper, section 3.1) and assembly of D1, D2, D3."""
 
-    prompts: int = Field(1600, ge=1, description="Training problems to sample from.")
+    prompts: int = Field(800, ge=1, description="Training problems to sample from.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature of all three steps.")
     attempts: int = Field(4, ge=1, description="N1: attempts per problem.")
-    verdicts: int = Field(4, ge=1, description="N2: verdicts per attempt.")
+    verdicts: int = Field(2, ge=1, description="N2: verdicts per attempt.")
     wrong_revisions: int = Field(4, ge=1, description="M1: revisions per wrong attempt.")
     correct_revisions: int = Field(2, ge=0, description="M2: revisions per correct attempt that a verdict called wrong.")
     block: int = Field(
-        200, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
+        100, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
     )
     per_prompt_and_class: int = Field(1, ge=1, description="Most trajectories of one class (D1, D2, D3) per problem.")
     correct_share: float = Field(0.5, gt=0, lt=1, description="Share of trajectories whose first attempt is correct (D2 and D3).")
@@ -162,7 +162,7 @@ class RlConfig(Section):
     """Stage 2: KL-regularised policy gradient on the final answer's correctness."""
 
     steps: int = Field(40, ge=1, description="Rollout-and-update steps.")
-    prompts: int = Field(64, ge=1, description="Problems per step.")
+    prompts: int = Field(48, ge=1, description="Problems per step.")
     group: int = Field(8, ge=2, description="Trajectories per problem.")
     mini_batches: int = Field(2, ge=1, description="Optimizer steps per rollout step.")
     learning_rate: float = Field(2e-4, gt=0, description="Learning rate, constant after warm-up.")
@@ -192,13 +192,13 @@ class PretrainConfig(Section):
     seed: int = Field(0, description="Seed of weights and corpus.")
     width: int = Field(128, gt=0, multiple_of=32, description="Hidden size.")
     layers: int = Field(4, ge=1, description="Transformer layers.")
-    tokens: int = Field(20_000_000, ge=1, description="Training tokens, padding included.")
-    batch_tokens: int = Field(4096, ge=256, description="Padded tokens per optimizer step.")
-    learning_rate: float = Field(4e-3, gt=0, description="Peak learning rate.")
-    min_steps: int = Field(2, ge=1, le=7, description="Fewest steps of a chain.")
-    max_steps: int = Field(5, ge=1, le=7, description="Most steps of a chain.")
+    tokens: int = Field(9_000_000, ge=1, description="Training tokens, padding included.")
+    batch_tokens: int = Field(2048, ge=256, description="Padded tokens per optimizer step.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    min_operations: int = Field(1, ge=1, le=8, description="Fewest operations of a chain.")
+    max_operations: int = Field(6, ge=1, le=8, description="Most operations of a chain.")
     mixture: dict[str, float] = Field(
-        {"solve": 0.2, "check": 0.55, "revise": 0.15, "reask": 0.1}, description="Share of documents of each kind."
+        {"solve": 0.16, "check": 0.64, "revise": 0.14, "reask": 0.06}, description="Share of documents of each kind."
     )
     autocast: bool = Field(False, description="bfloat16 arithmetic; only worth it on processors that have it.")
     log_every: int = Field(100, ge=1, description="Steps between log lines.")

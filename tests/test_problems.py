@@ -128,15 +128,15 @@ def test_the_first_gold_that_does_not_parse_is_named() -> None:
 
 
 def test_chain_problems_are_those_of_their_split_and_seed() -> None:
-    problems = chain_problems("test", 20, seed=3, min_steps=2, max_steps=4)
-    assert problems == chain_problems("test", 20, seed=3, min_steps=2, max_steps=4)
+    problems = chain_problems("test", 20, seed=3, min_operations=2, max_operations=4)
+    assert problems == chain_problems("test", 20, seed=3, min_operations=2, max_operations=4)
     assert len({problem.prompt_id for problem in problems}) == 20
     assert all(split_of(problem.question) == "test" for problem in problems)
     assert all(10 <= int(problem.gold) <= 99 for problem in problems)
 
 
 def test_more_chains_than_there_are_is_an_error_and_not_an_endless_search() -> None:
-    with pytest.raises(ConfigError, match="task.max_steps=1 has [0-9]+ validation problems, 5000 were asked for"):
-        chain_problems("validation", 5000, seed=0, min_steps=1, max_steps=1)
+    with pytest.raises(ConfigError, match="task.max_operations=1 has [0-9]+ validation problems, 5000 were asked for"):
+        chain_problems("validation", 5000, seed=0, min_operations=1, max_operations=1)
     with pytest.raises(ConfigError, match="split 'dev'"):
-        chain_problems("dev", 1, seed=0, min_steps=1, max_steps=1)
+        chain_problems("dev", 1, seed=0, min_operations=1, max_operations=1)

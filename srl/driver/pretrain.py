@@ -52,7 +52,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, rng: random.Random, chain: Chain,
 def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """Endless (kinds, ids [batch, length], labels [batch, length]); each batch holds documents of similar length."""
     rng = random.Random(f"documents {config.seed}")
-    stream = chains("train", config.seed, config.min_steps, config.max_steps)
+    stream = chains("train", config.seed, config.min_operations, config.max_operations)
     kinds, shares = zip(*config.mixture.items(), strict=True)
     while True:
         pool = []

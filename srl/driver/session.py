@@ -151,7 +151,7 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
     Called before anything starts, so that bad data costs nothing.
     """
     task, wanted = config.task, config.stage1.prompts
-    steps = (task.min_steps, task.max_steps)
+    steps = (task.min_operations, task.max_operations)
     if task.name == "chains":
         rl_prompts = config.rl.prompts * config.rl.steps
         return {

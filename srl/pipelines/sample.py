@@ -12,7 +12,7 @@ One row per sample; `parent` names the sample it continues, so the rows of a pro
     answer        of attempts and revisions, null without a box
     outcome       the grader's, for attempts and revisions
     verdict       of verdicts: correct | wrong, null when the format is broken
-    accepted      attempts: always; verdicts: agrees with the attempt's grade; revisions: the answer is right
+    accepted      attempts: always; verdicts: agrees with the attempt's grade, if it got one; revisions: the answer is right
     seed, weights the run's seed and the fingerprint of the model that sampled
 
 Every sample is written, rejected or not, so that one sampling run feeds any way of assembling.
@@ -91,7 +91,7 @@ class Sampler:
         """M1 continuations of each wrong attempt, M2 of each correct one, spread over its verdicts that said "wrong"."""
         stage1, told_wrong = self.config.stage1, {}
         for trajectory in verdicts:
-            if trajectory.turns[-1].verdict is Verdict.WRONG:
+            if trajectory.turns[-1].verdict is Verdict.WRONG and trajectory.turns[0].outcome is not Outcome.TIMEOUT:
                 told_wrong.setdefault(trajectory.id.rpartition("/")[0], []).append(trajectory)
         continuations = []
         for judged in told_wrong.values():
@@ -156,7 +156,10 @@ def is_accepted(trajectory: Trajectory) -> bool:
         return True
     if turn.kind is TurnKind.REVISION:
         return turn.outcome is Outcome.CORRECT
-    return turn.verdict is (Verdict.CORRECT if trajectory.turns[0].outcome is Outcome.CORRECT else Verdict.WRONG)
+    attempt = trajectory.turns[0].outcome
+    if attempt is Outcome.TIMEOUT:
+        return False
+    return turn.verdict is (Verdict.CORRECT if attempt is Outcome.CORRECT else Verdict.WRONG)
 
 
 def sample(
@@ -202,8 +205,11 @@ def sample(
 def write_whole(table: pa.Table, folder: Path) -> None:
     name = uuid.uuid4().hex
     partial = folder / f".{name}.partial"
-    pq.write_table(table.cast(SCHEMA), partial)
-    partial.rename(folder / f"{name}.parquet")
+    try:
+        pq.write_table(table.cast(SCHEMA), partial)
+        partial.rename(folder / f"{name}.parquet")
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sampled_prompts(folder: Path) -> set[str]:

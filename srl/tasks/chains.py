@@ -1,10 +1,10 @@
 """The embedded task: chains of two-digit sums and differences.
 
-    Start at 47: (1) +38 (2) -19 (3) +20 = ?
+    Start at 47: (1) +38 (2) -19 = ?
 
-An *attempt* works in steps of two operations and writes only the value after both: (1) +38 (2) -19 = 66. That is hard to
-do at once. A *check* copies a step and redoes its operations one by one, in columns, which takes only the tables a child
-learns; it stops at the first step whose value is wrong. A *revision* can build on the value the check found there.
+An *attempt* writes each value at once: (1) +38 a = 85 (2) -19 b = 66. A number is one token, so that is a table of thousands
+of sums, which the base model knows only in part. A *check* copies a step and redoes it in columns, which takes only the
+tables a child learns; it stops at the first step whose value is wrong. A *revision* can build on the value found there.
 All values stay within 10..99, so every number has two digits.
 
 Problems belong to a split by the hash of their question: no seed can make train, validation and test overlap.
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 LOWEST, HIGHEST = 10, 99
-SPAN = 2  # operations that an attempt does at once
+NAMES = "abcdefgh"  # of the values after each operation
 
 CHECK_PROMPT = "Check the solution."
 REVISE_PROMPT = "The solution is wrong. Correct it."
@@ -31,13 +31,9 @@ class Chain:
     start: int
     operands: tuple[int, ...]
 
-    def steps(self) -> list[tuple[int, ...]]:
-        """The operands, `SPAN` by `SPAN`."""
-        return [self.operands[begin : begin + SPAN] for begin in range(0, len(self.operands), SPAN)]
-
     def values(self) -> list[int]:
-        """The value after each step."""
-        return list(itertools.accumulate((sum(step) for step in self.steps()), initial=self.start))[1:]
+        """The value after each operation."""
+        return list(itertools.accumulate(self.operands, initial=self.start))[1:]
 
 
 def sample_chain(rng: random.Random, length: int) -> Chain:
@@ -58,22 +54,22 @@ def sample_chain(rng: random.Random, length: int) -> Chain:
 
 def question(chain: Chain) -> str:
     """ "Start at 47: (1) +38 (2) -19 = ?"."""
-    return f"Start at {chain.start}: {numbered(chain.operands, 0)} = ?"
+    return f"Start at {chain.start}: {' '.join(operations(chain))} = ?"
 
 
-def numbered(operands: Sequence[int], before: int) -> str:
-    """ "(3) +20 (4) -31" for two operands that follow two others."""
-    return " ".join(f"({before + index + 1}) {operand:+d}" for index, operand in enumerate(operands))
+def operations(chain: Chain) -> list[str]:
+    """ "(1) +38", "(2) -19"."""
+    return [f"({index}) {operand:+d}" for index, operand in enumerate(chain.operands, start=1)]
 
 
 def claims(chain: Chain, values: Sequence[int]) -> list[str]:
-    """What an attempt writes for each step: "(1) +38 (2) -19 = 66"."""
-    pairs = enumerate(zip(chain.steps(), values, strict=True))
-    return [f"{numbered(step, SPAN * index)} = {value}" for index, (step, value) in pairs]
+    """What an attempt writes for each operation: "(1) +38 a = 85"."""
+    names = NAMES[: len(chain.operands)]
+    return [f"{step} {name} = {value}" for step, name, value in zip(operations(chain), names, values, strict=True)]
 
 
 def solution(chain: Chain, values: Sequence[int]) -> str:
-    """An attempt or revision that claims these values after its steps."""
+    """An attempt or revision that claims these values."""
     return f"Start at {chain.start} {' '.join(claims(chain, values))}. The answer is \\boxed{{{values[-1]}}}"
 
 
@@ -97,18 +93,17 @@ def columns(left: int, operand: int) -> tuple[str, int]:
 def check(chain: Chain, claimed: Sequence[int]) -> tuple[str, bool]:
     """The check of an attempt, without its verdict, and whether the attempt is right.
 
-    "(1) +38 (2) -19 = 66: 47 +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 yes". It ends at the first
-    wrong step, so every step starts from a value that is right.
+    "(1) +38 a = 85: 47 +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 yes (2) ...". It ends at the first wrong step, so every step starts
+    from a value that is right.
     """
     lines, value = [f"Start at {chain.start}"], chain.start
-    for step, claim, claimed_value in zip(chain.steps(), claims(chain, claimed), claimed, strict=True):
-        line = f"{claim}: {value}"
-        for operand in step:
-            work, value = columns(value, operand)
-            line += f" {operand:+d}: {work}, {value}"
-        lines.append(f"{line} {'yes' if value == claimed_value else 'no'}")
-        if value != claimed_value:
+    for operand, claim, claimed_value in zip(chain.operands, claims(chain, claimed), claimed, strict=True):
+        work, right_value = columns(value, operand)
+        verdict = "yes" if right_value == claimed_value else "no"
+        lines.append(f"{claim}: {value} {operand:+d}: {work}, {right_value} {verdict}")
+        if right_value != claimed_value:
             return " ".join(lines), False
+        value = right_value
     return " ".join(lines), True
 
 
@@ -118,12 +113,12 @@ def verdict_line(right: bool) -> str:
 
 def corrupt(rng: random.Random, chain: Chain) -> list[int]:
     """Values of an attempt with one or two wrong steps and a wrong answer; later steps follow from the wrong value."""
-    steps = chain.steps()
+    length = len(chain.operands)
     while True:
-        wrong = set(rng.sample(range(len(steps)), 2 if len(steps) > 2 and rng.random() < 0.25 else 1))
+        wrong = set(rng.sample(range(length), 2 if length > 2 and rng.random() < 0.25 else 1))
         values, current = [], chain.start
-        for index, step in enumerate(steps):
-            right_value = current + sum(step)
+        for index, operand in enumerate(chain.operands):
+            right_value = current + operand
             if not LOWEST <= right_value <= HIGHEST:
                 # A wrong value can push a later step out of two digits; any two-digit number will do there.
                 right_value = rng.randint(LOWEST, HIGHEST)
@@ -148,11 +143,11 @@ def split_of(text: str) -> str:
     return "train" if bucket < 90 else "validation" if bucket < 94 else "test"
 
 
-def chains(split: str, seed: int, min_steps: int, max_steps: int) -> Iterator[Chain]:
+def chains(split: str, seed: int, min_operations: int, max_operations: int) -> Iterator[Chain]:
     """An endless stream of different chains of one split."""
     rng, seen = random.Random(f"chains {split} {seed}"), set()
     while True:
-        chain = sample_chain(rng, rng.randint(min_steps, max_steps))
+        chain = sample_chain(rng, rng.randint(min_operations, max_operations))
         if chain not in seen and split_of(question(chain)) == split:
             seen.add(chain)
             yield chain
@@ -164,19 +159,24 @@ Message = tuple[str, str]
 def document(rng: random.Random, chain: Chain, kind: str) -> list[Message]:
     """One pretraining conversation; only its last message is trained.
 
-    Kinds: "solve" (question, solution), "check" (a right or wrong attempt, its check), "revise" (a checked wrong attempt,
-    the right solution), "reask" (an attempt, mostly wrong, nobody says where; the right solution).
+    Kinds: "solve" (question, solution), "check" (a right or wrong attempt, its check), "revise" (a checked wrong attempt, the
+    right solution), "reask" (an attempt, and what people write who are told that there may be an error but not where).
     """
     ask = ("user", question(chain))
     right = solution(chain, chain.values())
     if kind == "solve":
         return [ask, ("assistant", right)]
-    wrong_share = {"check": 0.5, "revise": 1.0, "reask": 0.85}[kind]
-    claimed = corrupt(rng, chain) if rng.random() < wrong_share else chain.values()
+    claimed = corrupt(rng, chain) if kind == "revise" or rng.random() < 0.5 else chain.values()
     work, is_right = check(chain, claimed)
     attempt, verdict = ("assistant", solution(chain, claimed)), ("assistant", work + verdict_line(is_right))
     if kind == "check":
         return [ask, attempt, ("user", CHECK_PROMPT), verdict]
     if kind == "revise":
         return [ask, attempt, ("user", CHECK_PROMPT), verdict, ("user", REVISE_PROMPT), ("assistant", right)]
-    return [ask, attempt, ("user", REASK_PROMPT), ("assistant", right)]
+    return [ask, attempt, ("user", REASK_PROMPT), ("assistant", solution(chain, guess_again(rng, chain, claimed)))]
+
+
+def guess_again(rng: random.Random, chain: Chain, claimed: list[int]) -> list[int]:
+    """Half repeat what they had, a quarter find the right values, a quarter spoil them."""
+    choice = rng.random()
+    return claimed if choice < 0.5 else chain.values() if choice < 0.75 else corrupt(rng, chain)

@@ -56,7 +56,7 @@ def check_golds(problems: Sequence[Problem], source: str, timeout_s: int = 5) ->
             raise ConfigError(f"{source}, problem {number} ({problem.question[:60]!r}): {error}") from None
 
 
-def chain_problems(split: str, count: int, seed: int, min_steps: int, max_steps: int) -> list[Problem]:
+def chain_problems(split: str, count: int, seed: int, min_operations: int, max_operations: int) -> list[Problem]:
     """The first `count` problems of the embedded task's split (train, validation or test) for this seed.
 
     Raises ConfigError for another split and for more one-step problems than there are.
@@ -64,9 +64,9 @@ def chain_problems(split: str, count: int, seed: int, min_steps: int, max_steps:
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"split {split!r}: the embedded task has train, validation and test")
     # Only one-step chains are few enough to run out, and the stream would search forever.
-    if max_steps == 1 and count > (available := one_step_chains(split)):
-        raise ConfigError(f"task.max_steps=1 has {available} {split} problems, {count} were asked for")
-    stream = islice(chains(split, seed, min_steps, max_steps), count)
+    if max_operations == 1 and count > (available := one_step_chains(split)):
+        raise ConfigError(f"task.max_operations=1 has {available} {split} problems, {count} were asked for")
+    stream = islice(chains(split, seed, min_operations, max_operations), count)
     return [to_problem(question(chain), str(chain.values()[-1])) for chain in stream]
 
 

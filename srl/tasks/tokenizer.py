@@ -6,6 +6,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from srl.tasks.chains import NAMES
+
 PAD, END, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unknown|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -13,11 +15,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# A piece carries its own spaces, so that decoding is joining: "(1) +38 = 85" <-> ["(1)", " +38", " = ", "85"].
+# A piece carries its own spaces, so that decoding is joining: "(1) +38 a = 85" <-> ["(1)", " +38", " a = ", "85"].
 PIECES = [
     *(str(number) for number in range(100)),
     *(f" {operand:+d}" for operand in (*range(-89, -9), *range(10, 90))),
-    *(f"{space}({step})" for step in range(1, 8) for space in ("", " ")),
+    *(f"{space}({step})" for step in range(1, 9) for space in ("", " ")),
+    *(f" {name} = " for name in NAMES),
     "Start at ", ": ", " + ", " - ", " = ", "?", ", ", " ", "\n", ".", ". The answer is ", "\\boxed{", "}",
     " yes", " no", ". [VERIFY] ", "[VERIFY] ", "correct", "wrong",
     "Check", "The", "There", "Correct", "Rewrite", "Please", "Is", "Yes", "No",

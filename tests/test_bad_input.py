@@ -1,0 +1,111 @@
+"""Each mistake ends at once with one clear line that names the thing, exit status 2, and nothing written."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from srl.main import main
+from srl.protocols.chat import model_folder
+
+PROBLEM = {"problem": "Start at 47: (1) +38 = ?", "answer": "85"}
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def broken_model(folder: Path, change: Callable[[Path], object]) -> Path:
+    copy = folder / "model"
+    shutil.copytree(model_folder("embedded"), copy)
+    change(copy)
+    return copy
+
+
+def without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def refused(folder: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error."""
+    runs = folder / "runs"
+    assert main([f"run.directory={runs}", *arguments]) == 2
+    assert not runs.exists(), "something was written"
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("srl: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def file_task(train: Path, test: Path) -> list[str]:
+    return ["task.name=file", f"task.train={train}", f"task.test.own={test}", "evaluate.validation_problems=1"]
+
+
+def test_a_missing_model_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert "model.path=/no/such/model" in refused(tmp_path, capfd, "model.path=/no/such/model")
+
+
+def test_a_tokenizer_without_chat_template(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = broken_model(tmp_path, without_template)
+    message = refused(tmp_path, capfd, f"model.path={folder}")
+    assert str(folder) in message and "chat template" in message
+
+
+def test_broken_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    message = refused(tmp_path, capfd, f"model.path={broken_model(tmp_path, cut_weights)}")
+    assert "model.safetensors is broken" in message
+
+
+def test_a_model_folder_without_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = broken_model(tmp_path, lambda model: (model / "model.safetensors").unlink())
+    assert "no weights" in refused(tmp_path, capfd, f"model.path={folder}")
+
+
+def test_an_empty_prompt_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    good, empty = lines(tmp_path / "good.jsonl", [PROBLEM]), lines(tmp_path / "empty.jsonl", [])
+    assert str(empty) in refused(tmp_path, capfd, *file_task(empty, good))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"problem": "Start at 47: (1) +38 = ?"}, {**PROBLEM, "answer": ""}, {**PROBLEM, "answer": r"\frac{1}{"}]
+)
+def test_a_problem_without_a_usable_gold_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: dict):
+    other = {"problem": "Start at 11: (1) +40 = ?", "answer": "51"}
+    train, test = lines(tmp_path / "train.jsonl", [other, bad]), lines(tmp_path / "test.jsonl", [PROBLEM])
+    message = refused(tmp_path, capfd, *file_task(train, test))
+    assert str(train) in message and "2" in message
+
+
+def test_too_little_memory_for_the_engine(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert "rollout.kv_cache_gib=100000" in refused(tmp_path, capfd, "rollout.kv_cache_gib=100000")
+
+
+def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "1 MiB free" in refused(tmp_path, capfd)
+
+
+def test_a_taken_port(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"run.dashboard_port={port}" in refused(tmp_path, capfd, f"run.dashboard_port={port}")
+
+
+def test_a_misspelt_setting(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert "did you mean rl.steps?" in refused(tmp_path, capfd, "rl.stps=3")
+
+
+def test_an_unknown_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["frobnicate"]) == 2
+    assert "no command 'frobnicate'" in capfd.readouterr().err

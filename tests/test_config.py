@@ -1,0 +1,156 @@
+import pytest
+import yaml
+
+from srl.config import CONFIGS, Config, ConfigError, load_config, valid_keys
+
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+def refused(*overrides: str, path: str | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_need_no_file():
+    assert load_config(None, []) == Config()
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("rl: {steps: 7, kl: 0.5}\nsft:\n  epochs: 9\n")
+    config = load_config(str(tmp_path / "c.yaml"), ["rl.steps=8"])
+    assert (config.rl.steps, config.rl.kl, config.sft.epochs, config.rl.group) == (8, 0.5, 9, Config().rl.group)
+
+
+def test_overrides_are_read_as_yaml():
+    config = load_config(
+        None, ["rl.kl=1e-3", "rl.normalise_std=false", "prompts.system=", "task.test.math=m.jsonl", 'prompts.joiner="\\n\\n"']
+    )
+    assert (config.rl.kl, config.rl.normalise_std, config.prompts.system) == (0.001, False, "")
+    assert config.task.test == {"math": "m.jsonl"} and config.prompts.joiner == "\n\n"
+
+
+def test_the_last_of_two_overrides_counts():
+    assert load_config(None, ["rl.steps=1", "rl.steps=2"]).rl.steps == 2
+
+
+def test_shorthands_stand_for_settings_of_the_run():
+    run = load_config(None, ["fresh=true", "seed=3", "name=mine"]).run
+    assert (run.fresh, run.seed, run.name) == (True, 3, "mine")
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("rl.learning_rat=1", "rl.learning_rate"),  # sft has one too
+        ("stage1.temprature=1", "stage1.temperature"),  # evaluate has one too
+        ("evaluate.temprature=1", "evaluate.temperature"),
+        ("rollout.temperature=1", "stage1.temperature"),  # RL samples at 1: not a setting
+        ("rolout.workers=2", "rollout"),
+        ("temperature=1", "stage1.temperature"),  # section forgotten
+        ("sft.kl=1", "rl.kl"),  # wrong section
+        ("sft.warmup_steps=1", "sft.warmup"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_valid_one(override, nearest):
+    message = refused(override)
+    assert message.startswith(f"unknown setting {override.split('=')[0].split('.workers')[0]}=")
+    assert message.endswith(f"; did you mean {nearest}?")
+
+
+def test_an_unknown_key_that_resembles_nothing_lists_the_sections():
+    assert refused("zzz=1") == f"unknown setting zzz=1; sections are {', '.join(Config.model_fields)}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rl.prompts=ten", "rl.prompts='ten': Input should be a valid integer"),
+        ("rl.prompts=1.5", "rl.prompts=1.5: Input should be a valid integer"),
+        ("rl.prompts=0", "rl.prompts=0: Input should be greater than or equal to 1"),
+        ("sft.learning_rate=-1", "sft.learning_rate=-1: Input should be greater than 0"),
+        ("protocol.name=three_turn", "protocol.name='three_turn': Input should be 'long_chain' or 'two_turn'"),
+        ("run.name=../up", "run.name='../up': String should match"),
+        ("rl=3", "rl=3: Input should be a valid dictionary"),
+        ("rl.prompts.x=1", "rl.prompts={'x': 1}: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_field(override, message):
+    assert refused(override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.max_response_tokens=512"], "rollout.max_response_tokens=512 leaves no room for a prompt in model.max_length="),
+        (["rl.mini_batches=7", "rl.prompts=64"], "rl.prompts=64 is not a multiple of rl.mini_batches=7"),
+        (["learner.offload_optimizer=true"], "learner.offload_optimizer=true needs learner.gpus > 0"),
+        (["rollout.tensor_parallel=2"], "rollout.tensor_parallel=2 needs rollout.gpus >= it, found 0.0"),
+        (["task.name=file"], "task.name=file needs task.train and at least one entry in task.test"),
+        (["task.min_operations=5", "task.max_operations=4"], "task.min_operations=5 is above task.max_operations=4"),
+        (["prompts.question=Solve"], "prompts.question='Solve' does not contain {question}"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named_together(overrides, message):
+    assert refused(*overrides).startswith(message)
+
+
+def test_every_mistake_is_reported_at_once():
+    message = refused("rl.prompts=ten", "sft.epoch=3")
+    assert "rl.prompts='ten'" in message and "did you mean sft.epochs?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rl.prompts", "'rl.prompts': overrides are written section.key=value"),
+        ("rl.prompts=[1", "'rl.prompts=[1': the value is not YAML: "),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_quoted(override, message):
+    assert refused(override).startswith(message)
+
+
+def test_an_override_below_a_value_is_refused():
+    assert refused("rl.steps=3", "rl.steps.x=1") == "'rl.steps.x=1': steps is not a section"
+
+
+def test_files_that_are_missing_or_no_configuration_are_named(tmp_path):
+    assert refused(path="none.yaml").startswith("--config none.yaml: no such file; shipped: ")
+    (tmp_path / "list.yaml").write_text("- 1")
+    assert refused(path=str(tmp_path / "list.yaml")).endswith("list.yaml: expected sections such as `model:`, found list")
+    (tmp_path / "broken.yaml").write_text("rl: [")
+    assert "broken.yaml: not YAML: " in refused(path=str(tmp_path / "broken.yaml"))
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert load_config(str(tmp_path / "empty.yaml"), []) == Config()
+
+
+def test_every_setting_has_a_description():
+    silent = [
+        f"{name}.{key}"
+        for name, section in Config.model_fields.items()
+        for key, setting in section.annotation.model_fields.items()
+        if not setting.description
+    ]
+    assert silent == []
+    assert {"rl.kl", "rl", "run.seed"} <= set(valid_keys())
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_every_shipped_configuration_loads_by_path_and_by_name(file):
+    config = load_config(str(file), [])
+    assert config == load_config(file.name, [])
+    assert config.run.name == file.stem or config.run.name == Config().run.name
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_shipped_configurations_change_what_they_set(file):
+    config = load_config(str(file), []).model_dump()
+    for section, settings in (yaml.safe_load(file.read_text()) or {}).items():
+        for key, value in settings.items():
+            assert config[section][key] == pytest.approx(value) if isinstance(value, float) else config[section][key] == value

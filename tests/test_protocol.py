@@ -1,0 +1,239 @@
+"""Protocols against generations written by hand, which a scripted engine hands out one after the other."""
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srl.config import Config, load_config
+from srl.driver.pretrain import encode
+from srl.protocols.chat import Chat
+from srl.protocols.protocol import Sampled, append_chain, build_protocol
+from srl.rollout.engine import Completion, Sampling
+from srl.rollout.loop import run_trajectories
+from srl.tasks.chains import Chain, check, document, question, solution, verdict_line
+from srl.tasks.tokenizer import ASSISTANT, END, PIECES, USER
+from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
+
+A, V, R, I = TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION, TurnKind.INSTRUCTION  # noqa: E741
+CHAIN = Chain(52, (-30, 25, 38, -19))  # 52, 22, 47, 85, 66
+TRUE, FALSE = CHAIN.values(), [value - 10 for value in CHAIN.values()]  # end in 66 and 56
+RIGHT = solution(CHAIN, TRUE)
+SLIP = solution(CHAIN, FALSE)
+CHECKED_RIGHT = check(CHAIN, TRUE)[0] + verdict_line(True)
+CHECKED_WRONG = check(CHAIN, FALSE)[0] + verdict_line(False)
+
+
+@dataclass
+class ScriptedEngine:
+    """Completes each request with the next text; a text that ends in "…" was cut by the token limit."""
+
+    chat: Chat
+    texts: list[str]
+    prompts: list[list[int]] = field(default_factory=list)
+    generations: list[list[int]] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+
+    def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
+        self.prompts.append(token_ids)
+        self.limits.append(sampling.max_tokens)
+        self.running.append(request_id)
+
+    def step(self) -> list[Completion]:
+        text = self.texts.pop(0)
+        cut = text.endswith("…")
+        ids = ids_of(self.chat, text.removesuffix("…")) + [self.chat.end_id] * (not cut)
+        self.generations.append(ids)
+        return [Completion(self.running.pop(), ids, [-0.5 - index for index in range(len(ids))], cut)]
+
+    def abort(self, request_ids: list[str]) -> None:
+        raise AssertionError(request_ids)
+
+
+def ids_of(chat: Chat, text: str) -> list[int]:
+    return chat.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def play(chat: Chat, name: str, *texts: str, config: Config | None = None, start: Trajectory | None = None):
+    """One trajectory under a protocol; every text must be asked for."""
+    trajectory = start or Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)))
+    engine = ScriptedEngine(chat, list(texts))
+    protocol = build_protocol(name, config or Config(), chat)
+    settings = {"temperature": 1.0, "max_length": 512, "weight_version": 3, "timeout_s": 10}
+    run_trajectories(engine, protocol, chat, [trajectory], **settings)
+    assert not engine.texts
+    return trajectory, engine
+
+
+def kinds(trajectory: Trajectory) -> list[TurnKind]:
+    return [turn.kind for turn in trajectory.turns]
+
+
+LONG_CHAINS = [
+    ((f"{RIGHT}\n{CHECKED_RIGHT}",), [A, V], StopReason.VERIFIED, "66"),
+    ((f"{SLIP}\n{CHECKED_WRONG}\n{RIGHT}",), [A, V, R], StopReason.ROUNDS, "66"),
+    ((f"{SLIP}\n{CHECKED_WRONG}\n{RIGHT}\n{CHECKED_RIGHT}",), [A, V, R, V], StopReason.VERIFIED, "66"),
+    ((f"{SLIP}\n{CHECKED_WRONG}",), [A, V], StopReason.NO_REVISION, "56"),
+    ((RIGHT,), [A], StopReason.NO_VERDICT, "66"),
+    (("",), [A], StopReason.NO_VERDICT, None),
+    ((f"{SLIP}\n{CHECKED_WRONG}\nThe solution…",), [A, V, R], StopReason.LENGTH, "56"),
+    ((f"{RIGHT}\nThe solution…",), [A], StopReason.LENGTH, "66"),
+]
+TWO_TURNS = [
+    ((f"{RIGHT}\n{CHECKED_RIGHT}",), [A, V], StopReason.VERIFIED, "66"),
+    ((f"{SLIP}\n{CHECKED_WRONG}", RIGHT), [A, V, I, R], StopReason.ROUNDS, "66"),
+    ((f"{SLIP}\n{CHECKED_WRONG}", f"{RIGHT}\n{CHECKED_RIGHT}"), [A, V, I, R, V], StopReason.VERIFIED, "66"),
+    # One round is allowed, so a verdict of "wrong" on the revision ends it.
+    ((f"{SLIP}\n{CHECKED_WRONG}", f"{SLIP}\n{CHECKED_WRONG}"), [A, V, I, R, V], StopReason.ROUNDS, "56"),
+    ((SLIP,), [A], StopReason.NO_VERDICT, "56"),
+    ((f"{SLIP}\n{CHECKED_WRONG}…",), [A, V], StopReason.LENGTH, "56"),
+    ((f"{SLIP}\n{CHECKED_WRONG}", "The solution…"), [A, V, I, R], StopReason.LENGTH, "56"),
+]
+PROMPTED = [
+    ((RIGHT, CHECKED_RIGHT), [A, I, V], StopReason.VERIFIED, "66"),
+    ((SLIP, CHECKED_WRONG, RIGHT), [A, I, V, I, R], StopReason.ROUNDS, "66"),
+    ((SLIP, "the solution is wrong"), [A, I, V], StopReason.NO_VERDICT, "56"),
+    ((SLIP, f"{CHECKED_RIGHT}. [VERIFY] wrong"), [A, I, V], StopReason.NO_VERDICT, "56"),  # two markers
+]
+INTRINSIC = [
+    ((SLIP, RIGHT), [A, I, R], StopReason.ANSWERED, "66"),
+    ((RIGHT, SLIP), [A, I, R], StopReason.ANSWERED, "56"),
+    ((RIGHT, "No"), [A, I, R], StopReason.ANSWERED, "66"),  # no box: the attempt's answer stays
+]
+ATTEMPT = [((RIGHT,), [A], StopReason.ANSWERED, "66")]
+CASES = [
+    (name, *case)
+    for name, cases in {
+        "long_chain": LONG_CHAINS,
+        "two_turn": TWO_TURNS,
+        "prompted": PROMPTED,
+        "intrinsic": INTRINSIC,
+        "attempt": ATTEMPT,
+    }.items()
+    for case in cases
+]
+
+
+@pytest.mark.parametrize(("name", "texts", "expected", "stop", "final"), CASES)
+def test_every_generation_ends_in_these_turns_with_this_stop_reason_and_final_answer(chat, name, texts, expected, stop, final):
+    trajectory, _ = play(chat, name, *texts)
+    assert kinds(trajectory) == expected
+    assert trajectory.stop_reason is stop
+    assert trajectory.final().answer == final
+
+
+@pytest.mark.parametrize(("name", "texts", "expected", "stop", "final"), CASES)
+def test_no_token_or_log_probability_is_lost_or_repeated(chat, name, texts, expected, stop, final):
+    trajectory, engine = play(chat, name, *texts)
+    sampled = [turn for turn in trajectory.turns if turn.kind is not I]
+    assert [token for turn in sampled for token in turn.token_ids] == sum(engine.generations, [])
+    assert [x for turn in sampled for x in turn.logprobs] == [-0.5 - n for ids in engine.generations for n in range(len(ids))]
+    assert all(turn.weight_version == 3 for turn in sampled)
+    assert not any(turn.sampled for turn in trajectory.turns if turn.kind is I)
+
+
+@pytest.mark.parametrize(("name", "texts", "expected", "stop", "final"), CASES)
+def test_each_prompt_begins_with_the_prompt_and_the_generation_before_it(chat, name, texts, expected, stop, final):
+    trajectory, engine = play(chat, name, *texts)
+    assert engine.prompts[0] == chat.opening(question(CHAIN))
+    for before, generation, after in zip(engine.prompts, engine.generations, engine.prompts[1:], strict=False):
+        assert after[: len(before) + len(generation)] == before + generation
+    assert trajectory.token_ids() == engine.prompts[-1] + engine.generations[-1]
+
+
+def test_an_unknown_protocol_is_a_key_error(chat):
+    with pytest.raises(KeyError, match="three_turn"):
+        build_protocol("three_turn", Config(), chat)
+
+
+def test_a_long_chain_is_cut_at_the_tokens_of_its_markers(chat):
+    trajectory, _ = play(chat, "long_chain", f"{SLIP}\n{CHECKED_WRONG}\n{RIGHT}")
+    attempt, verdict, revision = trajectory.turns
+    assert attempt.token_ids == ids_of(chat, SLIP)
+    assert verdict.token_ids == ids_of(chat, f"\n{CHECKED_WRONG}")
+    assert revision.token_ids == [*ids_of(chat, f"\n{RIGHT}"), chat.end_id]
+    assert (attempt.answer, verdict.verdict, revision.answer) == ("56", Verdict.WRONG, "66")
+    # The engine's log-probability of token n is -0.5 - n.
+    count = len(attempt.token_ids)
+    assert attempt.logprobs[-1] == 0.5 - count and verdict.logprobs[0] == -0.5 - count
+
+
+@given(pieces=st.lists(st.sampled_from([*PIECES, "[VERIFY] ", "correct", "wrong", "\\boxed{", "}", "\n"]), max_size=40))
+def test_any_generation_is_cut_into_turns_that_add_up_to_it(chat, pieces):
+    ids = [chat.tokenizer.get_vocab()[piece] for piece in pieces] + [chat.end_id]
+    logprobs = [-float(n + 1) for n in range(len(ids))]
+    for grammar in ("verify", "yes_no"):
+        trajectory = Trajectory("t", "p", "", "", [])
+        append_chain(trajectory, Sampled(A, ids, logprobs, 0, False), chat, grammar)
+        assert trajectory.token_ids() == ids
+        assert [x for turn in trajectory.turns for x in turn.logprobs] == logprobs
+        assert all(turn.token_ids for turn in trajectory.turns[1:])
+        assert trajectory.turns[-1].token_ids[-1] == chat.end_id
+
+
+def test_two_rounds_of_a_two_turn_conversation_ask_twice(chat):
+    config = load_config(None, ["protocol.max_rounds=2"])
+    wrong = f"{SLIP}\n{CHECKED_WRONG}"
+    trajectory, _ = play(chat, "two_turn", wrong, wrong, f"{RIGHT}\n{CHECKED_RIGHT}", config=config)
+    assert kinds(trajectory) == [A, V, I, R, V, I, R, V]
+    assert trajectory.stop_reason is StopReason.VERIFIED
+
+
+def test_steps_of_sequential_sampling_go_on_from_what_the_trajectory_holds(chat):
+    trajectory, _ = play(chat, "attempt", SLIP)
+    trajectory, judge = play(chat, "verdict", CHECKED_WRONG, start=trajectory)
+    trajectory, revise = play(chat, "revision", RIGHT, start=trajectory)
+    assert kinds(trajectory) == [A, I, V, I, R]
+    said = [turn.text for turn in trajectory.turns if turn.kind is I]
+    assert said == ["Check the solution.", "The solution is wrong. Correct it."]
+    assert trajectory.turns[2].verdict is Verdict.WRONG and trajectory.stop_reason is StopReason.ANSWERED
+    assert (judge.limits, revise.limits) == ([160], [64])  # rollout.max_verdict_tokens, rollout.max_attempt_tokens
+
+
+def test_prompts_of_the_steps_are_those_of_the_pretraining_corpus(chat):
+    for kind, steps in {
+        "solve": ["attempt"],
+        "check": ["attempt", "verdict"],
+        "revise": ["attempt", "verdict", "revision"],
+    }.items():
+        trajectory = None
+        for step, (_, text) in zip(steps, document(random.Random(1), CHAIN, kind)[1::2], strict=True):
+            trajectory, _ = play(chat, step, text, start=trajectory)
+        assert trajectory.token_ids() == encode(chat.tokenizer, random.Random(1), CHAIN, kind)[0]
+    attempt, revision = (text for _, text in document(random.Random(1), CHAIN, "reask")[1::2])
+    trajectory, _ = play(chat, "intrinsic", attempt, revision)
+    assert trajectory.token_ids() == encode(chat.tokenizer, random.Random(1), CHAIN, "reask")[0]
+
+
+def test_an_instruction_does_not_repeat_the_end_token_that_the_model_wrote(chat):
+    said = f"{USER}Check the solution.{END}{ASSISTANT}"
+    assert chat.decode(chat.instruction("Check the solution.", chat.end_id)) == said.replace(END, "")
+    assert chat.instruction("Check the solution.", chat.end_id) == ids_of(chat, said)
+    # Cut by the token limit, the model did not end its turn: the template's end token must.
+    assert chat.instruction("Check the solution.", last_id=ids_of(chat, "85")[0]) == ids_of(chat, END + said)
+
+
+def test_an_opening_ends_where_the_model_answers(chat):
+    assert chat.opening("Check") == ids_of(chat, f"{USER}Check{END}{ASSISTANT}")
+
+
+def test_wording_and_system_message_come_from_the_configuration(tokenizer_folder):
+    prompts = load_config(None, ["prompts.question=The solution is {question}."]).prompts
+    chat = Chat(tokenizer_folder, prompts)
+    assert chat.opening("85") == ids_of(chat, f"{USER}The solution is 85.{END}{ASSISTANT}")
+
+
+def test_text_that_the_tokenizer_has_no_tokens_for_is_refused(chat):
+    with pytest.raises(Exception, match="no tokens for all of.*What is"):
+        chat.opening("What is love?")
+
+
+@given(ids=st.lists(st.integers(5, 60), max_size=20), data=st.data())
+def test_tokens_before_is_the_fewest_tokens_that_reach_so_far(chat, ids, data):
+    characters = data.draw(st.integers(0, len(chat.decode(ids))))
+    count = chat.tokens_before(ids, characters)
+    assert len(chat.decode(ids[:count])) >= characters
+    assert count == 0 or len(chat.decode(ids[: count - 1])) < characters

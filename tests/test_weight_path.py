@@ -1,0 +1,97 @@
+"""Learner to rollout and back with real engines: the two must agree on every token's log-probability."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from srl.config import Config, load_config
+from srl.driver.session import Session, connect
+from srl.learner.batch import policy_example
+from srl.learner.group import LearnerGroup
+from srl.learner.losses import sft_loss
+from srl.observe.run_directory import RunDirectory
+from srl.tasks.problems import chain_problems
+from srl.trajectory import Trajectory
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    directory = tmp_path_factory.mktemp("runs")
+    config = load_config(None, [f"run.directory={directory}", "rollout.threads=1", "learner.threads=1"])
+    connect(config)
+    session = Session(config, RunDirectory(config))
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope="module")
+def learners(session: Session) -> LearnerGroup:
+    return LearnerGroup(session.config, session.base, None, 1e-3, 0.0, 1.0)
+
+
+def attempts(session: Session, count: int = 24) -> list[Trajectory]:
+    problems = chain_problems("test", count, 7, 3, 4)
+    return [session.new_trajectory(f"t/{problem.prompt_id}", problem) for problem in problems]
+
+
+def largest_gap(trajectories: list[Trajectory], learners: LearnerGroup) -> float:
+    """Largest difference between a token's log-probability when it was sampled and the learner's."""
+    scored = learners.logprobs([policy_example(trajectory, 0.0) for trajectory in trajectories])
+    return max(
+        abs(sampled - trained)
+        for trajectory in trajectories
+        for sampled, trained in zip((x for turn in trajectory.turns for x in turn.logprobs), scored[trajectory.id], strict=True)
+    )
+
+
+def test_learner_and_engine_agree_before_and_after_a_sync(session: Session, learners: LearnerGroup):
+    before = session.pool().generate("prompted", attempts(session), 1.0)
+    assert largest_gap(before, learners) < 1e-4
+    learners.train([policy_example(trajectory, 0.0) for trajectory in before], sft_loss, 1e-3)
+    assert largest_gap(before, learners) > 1e-3, "the update changed nothing"
+    for version in (1, 2):
+        bundle, _ = learners.publish(version)
+        session.pool().load_weights(bundle)
+        after = session.pool().generate("prompted", attempts(session), 1.0)
+        assert largest_gap(after, learners) < 1e-4
+        assert {turn.weight_version for t in after for turn in t.turns if turn.sampled} == {version}
+
+
+def test_the_same_seeds_give_the_same_tokens_whatever_else_is_in_the_batch(session: Session):
+    together = session.pool().generate("attempt", attempts(session), 1.0)
+    alone = session.pool().generate("attempt", attempts(session)[5:6], 1.0)
+    assert alone[0].token_ids() == together[5].token_ids()
+
+
+def engine_process() -> psutil.Process:
+    workers = [p for p in psutil.process_iter(["cmdline"]) if any("RolloutWorker" in part for part in p.info["cmdline"] or [])]
+    return max(workers, key=lambda process: process.create_time())
+
+
+def test_a_worker_killed_while_it_generates_costs_no_trajectory_and_comes_back_with_current_weights(session: Session):
+    version = session.pool().version
+    assert version > 0, "the test above has synced weights"
+    victim = engine_process()
+    killer = threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL))
+    killer.start()
+    asked = [trajectory for trajectory in attempts(session, 600)]
+    done = session.pool().generate("prompted", asked, 1.0)
+    assert not psutil.pid_exists(victim.pid) or victim.status() == psutil.STATUS_ZOMBIE
+    assert [t.id for t in done] == [t.id for t in asked]
+    assert {turn.weight_version for t in done for turn in t.turns if turn.sampled} == {version}
+
+
+def test_a_wait_for_an_engine_that_cannot_start_names_what_it_waited_for(session: Session):
+    from srl.config import ConfigError
+    from srl.rollout.pool import RolloutPool
+
+    config = Config.model_validate({**session.config.model_dump(), "rollout": {"cpus": 50, "start_timeout_s": 2}})
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"rollout.start_timeout_s=2.*50 CPUs"):
+        RolloutPool(config)
+    assert time.monotonic() - started < 20
