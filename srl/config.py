@@ -34,8 +34,8 @@ class TaskConfig(Section):
     test: dict[str, str] = Field({}, description="Benchmarks: name -> file or hub name. Only for `file`.")
     question_key: str = Field("problem", description="Column with the problem text.")
     answer_key: str = Field("answer", description="Column with the gold answer.")
-    min_operations: int = Field(3, ge=1, le=6, description="Fewest operations of a chain. Only for `chains`.")
-    max_operations: int = Field(5, ge=1, le=6, description="Most operations of a chain. Only for `chains`.")
+    min_operations: int = Field(4, ge=1, le=6, description="Fewest operations of a chain. Only for `chains`.")
+    max_operations: int = Field(4, ge=1, le=6, description="Most operations of a chain. Only for `chains`.")
     seed: int = Field(0, description="Seed of the generated problems.")
 
     @model_validator(mode="after")
@@ -186,21 +186,26 @@ class EvaluateConfig(Section):
     bootstrap: int = Field(1000, ge=100, description="Resamples of problems for the 95 % interval.")
 
 
+class PretrainStage(Section):
+    tokens: int = Field(6_500_000, ge=1, description="Training tokens, padding included.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; 2 % warm-up, cosine to a tenth.")
+    mixture: dict[str, float] = Field(
+        {"solve": 0.13, "check": 0.68, "revise": 0.13, "reask": 0.06}, description="Share of documents of each kind."
+    )
+
+
 class PretrainConfig(Section):
     """How the shipped base model was made; nobody needs to run it again."""
 
     seed: int = Field(0, description="Seed of weights and corpus.")
     width: int = Field(128, gt=0, multiple_of=32, description="Hidden size.")
     layers: int = Field(4, ge=1, description="Transformer layers.")
-    tokens: int = Field(9_000_000, ge=1, description="Training tokens, padding included.")
     batch_tokens: int = Field(2048, ge=256, description="Padded tokens per optimizer step.")
-    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
-    min_operations: int = Field(1, ge=1, le=8, description="Fewest operations of a chain.")
-    max_operations: int = Field(6, ge=1, le=8, description="Most operations of a chain.")
-    mixture: dict[str, float] = Field(
-        {"solve": 0.16, "check": 0.64, "revise": 0.14, "reask": 0.06}, description="Share of documents of each kind."
+    min_operations: int = Field(4, ge=1, le=8, description="Fewest operations of a chain.")
+    max_operations: int = Field(4, ge=1, le=8, description="Most operations of a chain.")
+    stages: list[PretrainStage] = Field(
+        [PretrainStage()], min_length=1, description="Corpora one after the other: first to check, then to solve."
     )
-    autocast: bool = Field(False, description="bfloat16 arithmetic; only worth it on processors that have it.")
     log_every: int = Field(100, ge=1, description="Steps between log lines.")
 
 

@@ -17,8 +17,8 @@ from srl.tasks.tokenizer import PIECES, build_tokenizer
 TOKENIZER = build_tokenizer()
 KINDS = ["solve", "check", "revise", "reask"]
 EXAMPLE = Chain(47, (38, -19))  # 47, 85, 66
-FIRST = "(1) +38 a = {}: 47 +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 {}"
-SECOND = "(2) -19 b = {}: 85 -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 {}"
+FIRST = "a = {}? 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 {}"
+SECOND = "b = {}? 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 {}"
 RANDOMS = st.integers(0, 2**32).map(random.Random)
 CHAINS = st.builds(task.sample_chain, RANDOMS, st.integers(1, 8))
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from srl.config import PretrainConfig
+from srl.config import PretrainConfig, PretrainStage
 from srl.protocols.chat import model_folder
 from srl.tasks.chains import Chain, chains, document
 from srl.tasks.tokenizer import build_tokenizer
@@ -23,7 +23,7 @@ from srl.tasks.tokenizer import build_tokenizer
 IGNORED = -100
 
 
-def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     torch.manual_seed(config.seed)
     shape = Qwen2Config(
         vocab_size=math.ceil(len(tokenizer) / 64) * 64,
@@ -41,7 +41,7 @@ def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwe
     return Qwen2ForCausalLM(shape)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, rng: random.Random, chain: Chain, kind: str) -> tuple[list[int], int]:
+def encode(tokenizer: PreTrainedTokenizerBase, rng: random.Random, chain: Chain, kind: str) -> tuple[list[int], int]:
     """Token ids of a document, and how many at its end are trained (the last message and its end token)."""
     messages = [{"role": role, "content": text} for role, text in document(rng, chain, kind)]
     context = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
@@ -49,11 +49,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, rng: random.Random, chain: Chain,
     return tokenizer(context, add_special_tokens=False).input_ids + answer, len(answer)
 
 
-def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
+def batches(
+    config: PretrainConfig, mixture: dict[str, float], seed: int, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """Endless (kinds, ids [batch, length], labels [batch, length]); each batch holds documents of similar length."""
-    rng = random.Random(f"documents {config.seed}")
-    stream = chains("train", config.seed, config.min_operations, config.max_operations)
-    kinds, shares = zip(*config.mixture.items(), strict=True)
+    rng = random.Random(f"documents {seed}")
+    stream = chains("train", seed, config.min_operations, config.max_operations)
+    kinds, shares = zip(*mixture.items(), strict=True)
     while True:
         pool = []
         for kind in rng.choices(kinds, shares, k=2048):
@@ -77,30 +79,44 @@ def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Itera
             yield [kind for kind, _, _ in group], ids, labels
 
 
-def learning_rate(config: PretrainConfig, progress: float) -> float:
+def learning_rate(peak: float, progress: float) -> float:
     """Warm-up over the first 2 %, then cosine to a tenth. `progress` in 0..1."""
     if progress < 0.02:
-        return config.learning_rate * (progress / 0.02 + 1e-3)
-    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+        return peak * (progress / 0.02 + 1e-3)
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None] = print) -> None:
-    """Train and write model and tokenizer (bfloat16 safetensors) to `folder`."""
+    """Train stage after stage and write model and tokenizer (bfloat16 safetensors) to `folder`."""
     tokenizer = build_tokenizer()
     model = new_model(config, tokenizer)
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    for index, stage in enumerate(config.stages):
+        say(f"stage {index + 1} of {len(config.stages)}: {stage.tokens / 1e6:g} M tokens")
+        train_stage(config, stage, config.seed + index, model, tokenizer, say)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_stage(
+    config: PretrainConfig,
+    stage: PretrainStage,
+    seed: int,
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    say: Callable[[str], None],
+) -> None:
+    """One corpus with one learning-rate schedule; `seed` makes the corpus."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens / 1e6:g} M tokens")
     seen, step, started = 0, 0, time.monotonic()
     sampled: dict[str, list[float]] = defaultdict(list)
-    for kinds, ids, labels in batches(config, tokenizer):
+    for kinds, ids, labels in batches(config, stage.mixture, seed, tokenizer):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, seen / config.tokens)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            # Padding is on the right, so the causal mask alone keeps it out of sight.
-            hidden = model.model(ids, attention_mask=None).last_hidden_state
-            trained = labels[:, 1:] != IGNORED
-            logits = model.lm_head(hidden[:, :-1][trained])
-        losses = F.cross_entropy(logits.float(), labels[:, 1:][trained], reduction="none")
+            group["lr"] = learning_rate(stage.learning_rate, seen / stage.tokens)
+        # Padding is on the right, so the causal mask alone keeps it out of sight.
+        hidden = model.model(ids, attention_mask=None).last_hidden_state
+        trained = labels[:, 1:] != IGNORED
+        losses = F.cross_entropy(model.lm_head(hidden[:, :-1][trained]), labels[:, 1:][trained], reduction="none")
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -109,15 +125,13 @@ def pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None] = 
         for kind, loss in zip(kinds, per_document.tolist(), strict=True):
             sampled[kind].append(math.exp(-loss))
         seen, step = seen + ids.numel(), step + 1
-        if step % config.log_every == 0 or seen >= config.tokens:
+        if step % config.log_every == 0 or seen >= stage.tokens:
             rates = "  ".join(f"{kind} {sum(v) / len(v):.3f}" for kind, v in sorted(sampled.items()))
             speed = seen / (time.monotonic() - started)
             say(f"step {step}  {seen / 1e6:.2f} M tokens  {speed:,.0f} tokens/s  loss {losses.mean():.4f}  {rates}")
             sampled.clear()
-        if seen >= config.tokens:
-            break
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        if seen >= stage.tokens:
+            return
 
 
 def pretrain_base(config: PretrainConfig) -> None:

@@ -1,5 +1,6 @@
 """Between text and token ids: prompts through the model's own chat template, instructions as the tokens that follow a turn."""
 
+import unicodedata
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -59,9 +60,14 @@ class Chat:
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
-            raise ConfigError(f"the tokenizer has no tokens for all of {text!r}")
+        # Some tokenizers drop what they do not know without a word. Spaces may change; letters may not.
+        if (kept := squeezed(self.tokenizer.decode(ids))) != squeezed(text):
+            raise ConfigError(f"the tokenizer has no tokens for all of {text!r}: {kept!r} is left")
         return ids
+
+
+def squeezed(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

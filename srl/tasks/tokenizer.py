@@ -1,10 +1,9 @@
 """The word-level tokenizer of the embedded task: numbers, signs and a few words, one token each."""
 
-import re
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import Qwen2Tokenizer
 
 from srl.tasks.chains import NAMES
 
@@ -21,7 +20,7 @@ PIECES = [
     *(f" {operand:+d}" for operand in (*range(-89, -9), *range(10, 90))),
     *(f"{space}({step})" for step in range(1, 9) for space in ("", " ")),
     *(f" {name} = " for name in NAMES),
-    "Start at ", ": ", " + ", " - ", " = ", "?", ", ", " ", "\n", ".", ". The answer is ", "\\boxed{", "}",
+    "Start at ", "? ", ": ", " + ", " - ", " = ", "?", ", ", " ", "\n", ".", ". The answer is ", "\\boxed{", "}",
     " yes", " no", ". [VERIFY] ", "[VERIFY] ", "correct", "wrong",
     "Check", "The", "There", "Correct", "Rewrite", "Please", "Is", "Yes", "No",
     " the", " solution", " is", " wrong", " it", " may", " be", " an", " error", " answer", " correct", " step", " by",
@@ -29,25 +28,26 @@ PIECES = [
 ]  # fmt: skip
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Tokenizer with chat template; `decode(encode(text)) == text` for every text of the task."""
-    vocabulary: dict[str, int] = {}
-    for piece in [PAD, END, USER, ASSISTANT, UNKNOWN, *PIECES]:
-        vocabulary.setdefault(piece, len(vocabulary))
-    alternatives = "|".join(re.escape(piece) for piece in sorted(PIECES, key=len, reverse=True))
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(alternatives), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Tokenizer with chat template; `decode(encode(text)) == text` for every text of the task.
+
+    transformers rebuilds the tokenizer of any Qwen2 folder as byte-level BPE and keeps nothing but vocabulary and added
+    tokens. So the pieces are added tokens, found longest first, and the BPE below them is empty: other text has no tokens.
+    """
+    special = [PAD, END, USER, ASSISTANT, UNKNOWN]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: index for index, token in enumerate(special)},
+        merges=[],
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
+        extra_special_tokens=[USER, ASSISTANT],
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in dict.fromkeys(PIECES)])
+    return tokenizer
 
 
 def save_tokenizer(folder: Path) -> None:
