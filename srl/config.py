@@ -187,10 +187,10 @@ class EvaluateConfig(Section):
 
 
 class PretrainStage(Section):
-    tokens: int = Field(6_500_000, ge=1, description="Training tokens, padding included.")
+    tokens: int = Field(4_000_000, ge=1, description="Training tokens, padding included.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; 2 % warm-up, cosine to a tenth.")
     mixture: dict[str, float] = Field(
-        {"solve": 0.13, "check": 0.68, "revise": 0.13, "reask": 0.06}, description="Share of documents of each kind."
+        {"solve": 0.2, "check": 0.55, "revise": 0.2, "reask": 0.05}, description="Share of documents of each kind."
     )
 
 
@@ -201,10 +201,15 @@ class PretrainConfig(Section):
     width: int = Field(128, gt=0, multiple_of=32, description="Hidden size.")
     layers: int = Field(4, ge=1, description="Transformer layers.")
     batch_tokens: int = Field(2048, ge=256, description="Padded tokens per optimizer step.")
-    min_operations: int = Field(4, ge=1, le=8, description="Fewest operations of a chain.")
-    max_operations: int = Field(4, ge=1, le=8, description="Most operations of a chain.")
+    min_operations: int = Field(2, ge=1, le=8, description="Fewest operations of a chain.")
+    max_operations: int = Field(5, ge=1, le=8, description="Most operations of a chain.")
     stages: list[PretrainStage] = Field(
-        [PretrainStage()], min_length=1, description="Corpora one after the other: first to check, then to solve."
+        [
+            PretrainStage(tokens=9_000_000, mixture={"solve": 0.16, "check": 0.64, "revise": 0.14, "reask": 0.06}),
+            PretrainStage(tokens=4_000_000, learning_rate=2e-3),
+        ],
+        min_length=1,
+        description="Corpora one after the other.",
     )
     log_every: int = Field(100, ge=1, description="Steps between log lines.")
 

@@ -17,8 +17,7 @@ from srl.tasks.tokenizer import PIECES, build_tokenizer
 TOKENIZER = build_tokenizer()
 KINDS = ["solve", "check", "revise", "reask"]
 EXAMPLE = Chain(47, (38, -19))  # 47, 85, 66
-FIRST = "a = {}? 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 {}"
-SECOND = "b = {}? 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 {}"
+WORK = "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66"
 RANDOMS = st.integers(0, 2**32).map(random.Random)
 CHAINS = st.builds(task.sample_chain, RANDOMS, st.integers(1, 8))
 
@@ -60,26 +59,15 @@ def test_question_and_solution_read_as_the_docstrings_show() -> None:
 
 @pytest.mark.parametrize("values", [[85, 66, 86], [66], []])
 def test_one_value_per_operation_or_an_error(values: list[int]) -> None:
-    for write in (task.solution, task.check):
-        with pytest.raises(ValueError):
-            write(EXAMPLE, values)
+    with pytest.raises(ValueError):
+        task.solution(EXAMPLE, values)
 
 
-def test_a_check_of_a_right_attempt_passes_every_step() -> None:
-    assert task.check(EXAMPLE, [85, 66]) == (f"Start at 47 {FIRST.format(85, 'yes')} {SECOND.format(66, 'yes')}", True)
-    assert FIRST.format(85, "yes") in " ".join(task.check.__doc__.split())
-
-
-@pytest.mark.parametrize(
-    ("claimed", "work"),
-    [
-        ([75, 56], FIRST.format(75, "no")),  # 75 - 19 = 56 is not looked at
-        ([75, 66], FIRST.format(75, "no")),  # nor is an answer that is right
-        ([85, 76], f"{FIRST.format(85, 'yes')} {SECOND.format(76, 'no')}"),
-    ],
-)
-def test_a_check_ends_at_the_first_wrong_step_with_the_right_value(claimed: list[int], work: str) -> None:
-    assert task.check(EXAMPLE, claimed) == (f"Start at 47 {work}", False)
+def test_a_check_works_everything_out_and_then_compares_the_answers() -> None:
+    assert task.check(EXAMPLE, [85, 66]) == (f"{WORK} = 66 yes", True)
+    assert task.check(EXAMPLE, [75, 56]) == (f"{WORK} = 56 no", False)
+    assert task.check(EXAMPLE, [75, 66]) == (f"{WORK} = 66 yes", True)  # only the answer counts, as for the grader
+    assert f"{WORK} = 66 yes" in " ".join(task.check.__doc__.split())
 
 
 @given(CHAINS)
@@ -89,16 +77,12 @@ def test_operands_and_values_have_two_digits(chain: Chain) -> None:
 
 
 @given(CHAINS, RANDOMS)
-def test_corrupt_stays_within_two_digits_and_has_a_wrong_answer_and_a_first_wrong_step_that_the_check_finds(
-    chain: Chain, rng: random.Random
-) -> None:
+def test_corrupt_stays_within_two_digits_and_has_a_wrong_answer_that_the_check_finds(chain: Chain, rng: random.Random) -> None:
     claimed, values = task.corrupt(rng, chain), chain.values()
     assert all(10 <= value <= 99 for value in claimed) and len(claimed) == len(chain.operands)
     assert claimed[-1] != values[-1]
-    first = next(index for index, value in enumerate(values) if claimed[index] != value)
     work, right = task.check(chain, claimed)
-    assert right is False
-    assert work.count(" yes") == first and work.count(" no") == 1 and work.endswith(f", {values[first]} no")
+    assert right is False and work.endswith(f", {values[-1]} = {claimed[-1]} no")
 
 
 def test_slips_are_sometimes_two_and_never_cancel() -> None:

@@ -42,10 +42,8 @@ def fine_tune(session: Session, say: Callable[[str], None]) -> None:
     if not demonstrations.exists():
         raise ConfigError(f"{demonstrations}: no demonstrations; run stage1 first")
     train, validation = (load_demonstrations(demonstrations, split) for split in ("train", "validation"))
-    if not validation:
-        raise ConfigError(
-            f"stage1.validation_share={config.stage1.validation_share}: none of {len(train)} demonstrations was held out"
-        )
+    if not train:
+        raise ConfigError(f"{demonstrations}: one problem alone cannot be trained and held out; sample more with stage1.prompts")
     session.rewards()
     learners = LearnerGroup(config, session.base, None, settings.learning_rate, settings.weight_decay, settings.gradient_clip)
     per_epoch = -(-len(train) // settings.batch)

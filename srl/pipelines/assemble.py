@@ -203,11 +203,11 @@ def assemble(config: Config, samples: Path, target: Path) -> dict[str, Any]:
 
 
 def write_demonstrations(rows: Sequence[Row], config: Config, target: Path) -> None:
-    """Problems are split into train and validation as a whole, so that no question stands in both."""
-    limit = int(config.stage1.validation_share * 2**64)
+    """Problems are split into train and validation as a whole, so that no question stands in both; at least one is held out."""
+    prompts = sorted({row["prompt_id"] for row in rows}, key=lambda prompt: rank(config.run.seed, prompt))
+    held_out = set(prompts[: max(1, round(config.stage1.validation_share * len(prompts)))])
     for row in rows:
-        held_out = int.from_bytes(rank(config.run.seed, row["prompt_id"]), "big") < limit
-        row["split"] = "validation" if held_out else "train"
+        row["split"] = "validation" if row["prompt_id"] in held_out else "train"
     partial = target.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), partial)
     partial.rename(target)
