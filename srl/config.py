@@ -187,10 +187,10 @@ class EvaluateConfig(Section):
 
 
 class PretrainStage(Section):
-    tokens: int = Field(4_000_000, ge=1, description="Training tokens, padding included.")
+    tokens: int = Field(9_000_000, ge=1, description="Training tokens, padding included.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; 2 % warm-up, cosine to a tenth.")
     mixture: dict[str, float] = Field(
-        {"solve": 0.2, "check": 0.55, "revise": 0.2, "reask": 0.05}, description="Share of documents of each kind."
+        {"solve": 0.16, "check": 0.64, "revise": 0.14, "reask": 0.06}, description="Share of documents of each kind."
     )
 
 
@@ -201,12 +201,17 @@ class PretrainConfig(Section):
     width: int = Field(128, gt=0, multiple_of=32, description="Hidden size.")
     layers: int = Field(4, ge=1, description="Transformer layers.")
     batch_tokens: int = Field(2048, ge=256, description="Padded tokens per optimizer step.")
-    min_operations: int = Field(2, ge=1, le=8, description="Fewest operations of a chain.")
-    max_operations: int = Field(5, ge=1, le=8, description="Most operations of a chain.")
+    min_operations: int = Field(1, ge=1, le=8, description="Fewest operations of a chain.")
+    max_operations: int = Field(6, ge=1, le=8, description="Most operations of a chain.")
     stages: list[PretrainStage] = Field(
         [
-            PretrainStage(tokens=9_000_000, mixture={"solve": 0.16, "check": 0.64, "revise": 0.14, "reask": 0.06}),
-            PretrainStage(tokens=4_000_000, learning_rate=2e-3),
+            PretrainStage(),
+            PretrainStage(
+                tokens=3_500_000, learning_rate=2e-3, mixture={"solve": 0.06, "check": 0.79, "revise": 0.1, "reask": 0.05}
+            ),
+            PretrainStage(
+                tokens=2_700_000, learning_rate=2e-3, mixture={"solve": 0.17, "check": 0.6, "revise": 0.18, "reask": 0.05}
+            ),
         ],
         min_length=1,
         description="Corpora one after the other.",

@@ -64,10 +64,11 @@ def test_one_value_per_operation_or_an_error(values: list[int]) -> None:
 
 
 def test_a_check_works_everything_out_and_then_compares_the_answers() -> None:
-    assert task.check(EXAMPLE, [85, 66]) == (f"{WORK} = 66 yes", True)
-    assert task.check(EXAMPLE, [75, 56]) == (f"{WORK} = 56 no", False)
-    assert task.check(EXAMPLE, [75, 66]) == (f"{WORK} = 66 yes", True)  # only the answer counts, as for the grader
-    assert f"{WORK} = 66 yes" in " ".join(task.check.__doc__.split())
+    assert task.check(EXAMPLE, [85, 66]) == (f"{WORK} = 66: 6 - 6 = 0, 6 - 6 = 0 yes", True)
+    assert task.check(EXAMPLE, [75, 56]) == (f"{WORK} = 56: 6 - 6 = 0, 6 - 5 = 1 no", False)
+    assert task.check(EXAMPLE, [85, 67]) == (f"{WORK} = 67: 16 - 7 = 9 no", False)  # the tens are not looked at
+    assert task.check(EXAMPLE, [75, 66]) == (f"{WORK} = 66: 6 - 6 = 0, 6 - 6 = 0 yes", True)  # only the answer counts
+    assert f"{WORK} = 56: 6 - 6 = 0, 6 - 5 = 1 no" in " ".join(task.check.__doc__.split())
 
 
 @given(CHAINS)
@@ -82,7 +83,7 @@ def test_corrupt_stays_within_two_digits_and_has_a_wrong_answer_that_the_check_f
     assert all(10 <= value <= 99 for value in claimed) and len(claimed) == len(chain.operands)
     assert claimed[-1] != values[-1]
     work, right = task.check(chain, claimed)
-    assert right is False and work.endswith(f", {values[-1]} = {claimed[-1]} no")
+    assert right is False and f", {values[-1]} = {claimed[-1]}: " in work and work.endswith(" no")
 
 
 def test_slips_are_sometimes_two_and_never_cancel() -> None:

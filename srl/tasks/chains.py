@@ -93,17 +93,24 @@ def columns(left: int, operand: int) -> tuple[str, int]:
 def check(chain: Chain, claimed: Sequence[int]) -> tuple[str, bool]:
     """The check of an attempt, without its verdict, and whether the attempt's answer is right.
 
-    It works everything out again and then compares the answer digit by digit, ones first, up to the first difference:
-    "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 = 56: 6 - 6 yes, 6 - 5 no".
+    It works everything out again and then takes the answer away, digit by digit, ones first, until something is left:
+    "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 = 56: 6 - 6 = 0, 6 - 5 = 1 no".
     """
     value, text = chain.start, f"Start at {chain.start}"
     for operand, step in zip(chain.operands, operations(chain), strict=True):
         work, value = columns(value, operand)
         text += f" {step}: {work}, {value}"
-    comparison = f"{value % 10} - {claimed[-1] % 10} {'yes' if value % 10 == claimed[-1] % 10 else 'no'}"
+    comparison = digit_difference(value % 10, claimed[-1] % 10)
     if value % 10 == claimed[-1] % 10:
-        comparison += f", {value // 10} - {claimed[-1] // 10} {'yes' if value == claimed[-1] else 'no'}"
-    return f"{text} = {claimed[-1]}: {comparison}", value == claimed[-1]
+        comparison += f", {digit_difference(value // 10, claimed[-1] // 10)}"
+    right = value == claimed[-1]
+    return f"{text} = {claimed[-1]}: {comparison} {'yes' if right else 'no'}", right
+
+
+def digit_difference(top: int, bottom: int) -> str:
+    """ "6 - 5 = 1", with a borrowed ten where it is needed: "13 - 5 = 8"."""
+    top += 10 * (top < bottom)
+    return f"{top} - {bottom} = {top - bottom}"
 
 
 def verdict_line(right: bool) -> str:
