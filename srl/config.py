@@ -125,7 +125,7 @@ class Stage1Config(Section):
     block: int = Field(
         100, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
     )
-    per_prompt_and_class: int = Field(1, ge=1, description="Most trajectories of one class (D1, D2, D3) per problem.")
+    per_prompt_and_class: int = Field(3, ge=1, description="Most trajectories of one class (D1, D2, D3) per problem.")
     correct_share: float = Field(0.5, gt=0, lt=1, description="Share of trajectories whose first attempt is correct (D2 and D3).")
     c2c_share: float = Field(
         0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all trajectories, at most."
@@ -150,9 +150,9 @@ class LearnerConfig(Section):
 class SftConfig(Section):
     """Stage-1 fine-tuning with the loss weights of equation 1."""
 
-    epochs: int = Field(3, ge=1, description="Passes over the demonstrations.")
+    epochs: int = Field(6, ge=1, description="Passes over the demonstrations.")
     batch: int = Field(32, ge=1, description="Trajectories per optimizer step, over all ranks.")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps for linear warm-up; cosine to zero after it.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")

@@ -96,6 +96,6 @@ def test_checkpoints_load_in_transformers_and_differ(finished: Path):
 
 
 def test_a_run_directory_of_another_configuration_is_refused(finished: Path):
-    result = run(finished.parent, "sft.learning_rate=0.001")
+    result = run(finished.parent, "sft.learning_rate=0.002")
     assert result.returncode == 2
-    assert "sft.learning_rate was 0.0005, now 0.001" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert "sft.learning_rate was 0.001, now 0.002" in result.stderr and len(result.stderr.strip().splitlines()) == 1
