@@ -161,7 +161,7 @@ class SftConfig(Section):
 class RlConfig(Section):
     """Stage 2: KL-regularised policy gradient on the final answer's correctness."""
 
-    steps: int = Field(40, ge=1, description="Rollout-and-update steps.")
+    steps: int = Field(25, ge=1, description="Rollout-and-update steps.")
     prompts: int = Field(48, ge=1, description="Problems per step.")
     group: int = Field(8, ge=2, description="Trajectories per problem.")
     mini_batches: int = Field(2, ge=1, description="Optimizer steps per rollout step.")
@@ -175,7 +175,7 @@ class RlConfig(Section):
     normalise_std: bool = Field(
         True, description="Divide advantages by the group's standard deviation (GRPO); false is Dr. GRPO's choice."
     )
-    evaluate_every: int = Field(10, ge=1, description="Steps between evaluations on the validation problems.")
+    evaluate_every: int = Field(5, ge=1, description="Steps between evaluations on the validation problems.")
 
 
 class EvaluateConfig(Section):
