@@ -3,19 +3,16 @@
 Synchronous: each step samples from the policy that it trains.
 """
 
-import functools
 import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from srl.driver.evaluate import run_protocol
+from srl.driver.policy import reward, update_policy
 from srl.driver.session import Session
 from srl.evaluation.metrics import summarise
-from srl.learner.advantages import group_advantages
-from srl.learner.batch import Example, policy_example
 from srl.learner.group import LearnerGroup
-from srl.learner.losses import policy_loss
 from srl.learner.schedule import schedule
 from srl.reward.rules import final_outcome
 from srl.tasks.problems import Problem
@@ -29,7 +26,6 @@ def train_policy(session: Session, problems: list[Problem], validation: list[Pro
     session.use_weights(start)
     session.policy_moves()
     learners = LearnerGroup(config, start, start, settings.learning_rate, settings.weight_decay, settings.gradient_clip)
-    loss = functools.partial(policy_loss, clip_low=settings.clip_low, clip_high=settings.clip_high, kl=settings.kl)
     batches = problem_batches(problems, settings.prompts, config.run.seed)
     for step in range(settings.steps):
         if step % settings.evaluate_every == 0:
@@ -43,12 +39,10 @@ def train_policy(session: Session, problems: list[Problem], validation: list[Pro
         trajectories = session.pool().generate(config.protocol.name, groups, 1.0)
         clock.lap("rollout_s")
         session.grade(trajectories)
-        for trajectory in trajectories:
-            trajectory.reward = final_outcome(trajectory)
+        reward(trajectories)
         clock.lap("reward_s")
         learning_rate = settings.learning_rate * schedule(step, settings.steps, settings.warmup_steps, decay=False)
-        mini_batches, silent = policy_batches(trajectories, settings.normalise_std, settings.mini_batches)
-        updates = [learners.train(examples, loss, learning_rate) for examples in mini_batches]
+        updates, silent = update_policy(settings, learners, trajectories, learning_rate)
         clock.lap("learner_s")
         if updates:
             bundle, _ = learners.publish(session.pool().version + 1)
@@ -83,20 +77,6 @@ def problem_batches(problems: list[Problem], size: int, seed: int) -> Iterator[l
             epoch += 1
         yield queue[:size]
         queue = queue[size:]
-
-
-def policy_batches(trajectories: list[Trajectory], normalise_std: bool, mini_batches: int) -> tuple[list[list[Example]], int]:
-    """Training examples in mini-batches of whole groups, and how many groups were left out: their rewards are all equal."""
-    groups = [trajectory.prompt_id for trajectory in trajectories]
-    advantages = group_advantages([trajectory.reward for trajectory in trajectories], groups, normalise_std)
-    by_group: dict[str, list[Example]] = {}
-    for trajectory, advantage in zip(trajectories, advantages, strict=True):
-        by_group.setdefault(trajectory.prompt_id, [])
-        if advantage != 0.0:
-            by_group[trajectory.prompt_id].append(policy_example(trajectory, advantage))
-    speaking = [examples for examples in by_group.values() if examples]
-    batches = [[example for examples in speaking[part::mini_batches] for example in examples] for part in range(mini_batches)]
-    return [batch for batch in batches if batch], len(by_group) - len(speaking)
 
 
 def validate(session: Session, problems: list[Problem], step: int, say: Callable[[str], None]) -> None:

@@ -1,0 +1,39 @@
+"""Every setting, with its unit and default, one file for each part of the system.
+
+Sections follow the flow of data: model, task, prompts (wording), protocol, rollout, reward, stage1, learner, sft, rl,
+evaluate, run.
+"""
+
+from srl.config.evaluate import EvaluateConfig
+from srl.config.learner import LearnerConfig
+from srl.config.load import CONFIGS, Config, load_config, valid_keys
+from srl.config.pretrain import PretrainConfig, PretrainStage
+from srl.config.reward import RewardConfig
+from srl.config.rl import RlConfig
+from srl.config.rollout import ProtocolConfig, RolloutConfig
+from srl.config.run import RunConfig
+from srl.config.section import ConfigError
+from srl.config.stage1 import SftConfig, Stage1Config
+from srl.config.task import ModelConfig, PromptsConfig, TaskConfig
+
+__all__ = [
+    "CONFIGS",
+    "Config",
+    "ConfigError",
+    "EvaluateConfig",
+    "LearnerConfig",
+    "ModelConfig",
+    "PretrainConfig",
+    "PretrainStage",
+    "PromptsConfig",
+    "ProtocolConfig",
+    "RewardConfig",
+    "RlConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SftConfig",
+    "Stage1Config",
+    "TaskConfig",
+    "load_config",
+    "valid_keys",
+]

@@ -1,0 +1,124 @@
+"""The whole configuration: YAML and dotted overrides merged over the defaults, with errors that name the field."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from srl.config.evaluate import EvaluateConfig
+from srl.config.learner import LearnerConfig
+from srl.config.pretrain import PretrainConfig
+from srl.config.reward import RewardConfig
+from srl.config.rl import RlConfig
+from srl.config.rollout import ProtocolConfig, RolloutConfig
+from srl.config.run import RunConfig
+from srl.config.section import ConfigError, Section
+from srl.config.stage1 import SftConfig, Stage1Config
+from srl.config.task import ModelConfig, PromptsConfig, TaskConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    stage1: Stage1Config = Stage1Config()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "Config":
+        if self.rollout.max_response_tokens >= self.model.max_length:
+            raise ValueError(
+                f"rollout.max_response_tokens={self.rollout.max_response_tokens} leaves no room for a prompt in "
+                f"model.max_length={self.model.max_length}"
+            )
+        if self.rl.prompts % self.rl.mini_batches:
+            raise ValueError(f"rl.prompts={self.rl.prompts} is not a multiple of rl.mini_batches={self.rl.mini_batches}")
+        if self.learner.offload_optimizer and not self.learner.gpus:
+            raise ValueError("learner.offload_optimizer=true needs learner.gpus > 0")
+        return self
+
+
+SHORTHANDS = {"fresh": "run.fresh", "seed": "run.seed", "name": "run.name"}
+
+
+def load_config(path: str | None, overrides: list[str]) -> Config:
+    """Defaults, then the YAML file, then `section.key=value` overrides.
+
+    Raises ConfigError with the field, the value found and, for an unknown key, the nearest valid one.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        file = Path(path)
+        if not file.is_file() and (CONFIGS / file.name).is_file():
+            file = CONFIGS / file.name
+        if not file.is_file():
+            raise ConfigError(
+                f"--config {path}: no such file; shipped: {', '.join(sorted(p.name for p in CONFIGS.glob('*.yaml')))}"
+            )
+        try:
+            data = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected sections such as `model:`, found {type(data).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r}: overrides are written section.key=value")
+        try:
+            parsed = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+        set_path(data, SHORTHANDS.get(key, key).split("."), parsed, override)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(explain(item) for item in error.errors())) from None
+
+
+def set_path(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{override!r}: {key} is not a section")
+    data[keys[-1]] = value
+
+
+def explain(error: Any) -> str:
+    """One clause for one pydantic error."""
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = nearest_key(field)
+        hint = f"; did you mean {close}?" if close else f"; sections are {', '.join(Config.model_fields)}"
+        return f"unknown setting {field}={error['input']!r}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if error["type"] == "value_error" else f"{field}={error['input']!r}: {message}"
+
+
+def nearest_key(unknown: str) -> str | None:
+    """The valid key whose last part is most like that of `unknown`: of the same section if there is one, else of any."""
+    section, _, name = unknown.rpartition(".")
+    for keys in ([key for key in valid_keys() if key.rpartition(".")[0] == section], valid_keys()):
+        by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        if close := difflib.get_close_matches(name, by_name, n=1):
+            return by_name[close[0]]
+    return None
+
+
+def valid_keys() -> list[str]:
+    keys = list(Config.model_fields)
+    for name, field in Config.model_fields.items():
+        keys += [f"{name}.{key}" for key in field.annotation.model_fields]
+    return keys

@@ -1,0 +1,42 @@
+"""Protocols and rollout workers."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from srl.config.section import Section
+
+
+class ProtocolConfig(Section):
+    name: Literal["long_chain", "two_turn"] = Field(
+        "long_chain",
+        description="Form of the trained model's answers: one assistant message, or attempt+verdict, user, revision.",
+    )
+    grammar: Literal["verify", "yes_no"] = Field(
+        "verify",
+        description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No.",
+    )
+    max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory.")
+
+
+class RolloutConfig(Section):
+    workers: int = Field(1, ge=1, description="Rollout actors, each with one vLLM engine.")
+    cpus: float = Field(1, ge=0, description="CPUs that Ray reserves per rollout actor.")
+    gpus: float = Field(0, ge=0, description="GPUs per rollout actor; 0 runs vLLM on CPU.")
+    threads: int = Field(2, ge=1, description="Torch threads per engine on CPU.")
+    tensor_parallel: int = Field(1, ge=1, description="vLLM tensor parallelism; needs gpus >= this.")
+    kv_cache_gib: float = Field(0.25, gt=0, description="Key-value cache on CPU, GiB.")
+    gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
+    max_sequences: int = Field(256, ge=1, description="Most sequences that one engine runs at once.")
+    max_attempt_tokens: int = Field(64, gt=0, description="Tokens per attempt or revision sampled on its own.")
+    max_verdict_tokens: int = Field(160, gt=0, description="Tokens per verdict sampled on its own.")
+    max_response_tokens: int = Field(360, gt=0, description="Tokens per long chain.")
+    timeout_s: float = Field(600, gt=0, description="Longest wait for one batch of trajectories, seconds.")
+    start_timeout_s: float = Field(300, gt=0, description="Longest wait for an engine to start, seconds.")
+    retries: int = Field(2, ge=0, description="How often a batch moves to another worker before the run stops.")
+
+    @model_validator(mode="after")
+    def _gpus(self) -> "RolloutConfig":
+        if self.tensor_parallel > 1 and self.gpus < self.tensor_parallel:
+            raise ValueError(f"rollout.tensor_parallel={self.tensor_parallel} needs rollout.gpus >= it, found {self.gpus}")
+        return self

@@ -1,0 +1,16 @@
+"""The run and the Ray it runs on."""
+
+from pydantic import Field
+
+from srl.config.section import Section
+
+
+class RunConfig(Section):
+    name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder of this run under `directory`.")
+    directory: str = Field("runs", description="Where runs are kept.")
+    seed: int = Field(0, description="Seed of sampling, shuffling and problem order.")
+    fresh: bool = Field(False, description="Delete what an earlier run of this name left. Also spelled `fresh=true`.")
+    ray_address: str = Field("", description="Cluster to join; empty joins the one this process is in, else starts a local one.")
+    local_cpus: int = Field(8, ge=4, description="Logical CPUs of a local Ray; more than cores is fine, they only count actors.")
+    dashboard_port: int = Field(0, ge=0, lt=65536, description="Port of a local Ray's dashboard; 0 starts none.")
+    object_store_mib: int = Field(512, ge=80, description="Object store of a local Ray, MiB.")

@@ -1,0 +1,37 @@
+"""Stage 1: sampling, assembly, fine-tuning."""
+
+from pydantic import Field
+
+from srl.config.section import Section
+
+
+class Stage1Config(Section):
+    """Sequential rejection sampling (paper, section 3.1) and assembly of D1, D2, D3."""
+
+    prompts: int = Field(800, ge=1, description="Training problems to sample from.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature of all three steps.")
+    attempts: int = Field(4, ge=1, description="N1: attempts per problem.")
+    verdicts: int = Field(2, ge=1, description="N2: verdicts per attempt.")
+    wrong_revisions: int = Field(4, ge=1, description="M1: revisions per wrong attempt.")
+    correct_revisions: int = Field(2, ge=0, description="M2: revisions per correct attempt that a verdict called wrong.")
+    block: int = Field(
+        100, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
+    )
+    per_prompt_and_class: int = Field(3, ge=1, description="Most trajectories of one class (D1, D2, D3) per problem.")
+    correct_share: float = Field(0.5, gt=0, lt=1, description="Share of trajectories whose first attempt is correct (D2 and D3).")
+    c2c_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all trajectories, at most."
+    )
+    train_correct_attempts: bool = Field(True, description="Train the attempt of D3 too (the paper does, for stability).")
+    validation_share: float = Field(0.05, gt=0, lt=0.5, description="Share of demonstrations held out to choose the checkpoint.")
+
+
+class SftConfig(Section):
+    """Stage-1 fine-tuning with the loss weights of equation 1."""
+
+    epochs: int = Field(6, ge=1, description="Passes over the demonstrations.")
+    batch: int = Field(32, ge=1, description="Trajectories per optimizer step, over all ranks.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps for linear warm-up; cosine to zero after it.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
