@@ -1,8 +1,5 @@
 """Numbers are worked by hand in the comments beside them."""
 
-import random
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +10,8 @@ from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verd
 RIGHT, WRONG = Outcome.CORRECT, Outcome.INCORRECT
 KEYS = [
     "method", "benchmark", "n", "temperature", "turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong",
-    "format_failures", "samples_per_trajectory", "tokens_per_trajectory", "final_ci95",
+    "format_failures", "samples_per_trajectory", "tokens_per_trajectory", "cl", "cs", "rss", "answer_change", "edit_ratio",
+    "mcnemar_p", "ci95", "trajectories", "transitions", "verdicts", "rounds", "by_turn", "stops", "outcomes",
 ]  # fmt: skip
 
 
@@ -56,8 +54,8 @@ def row(**changes) -> dict:
 
 def test_summary_of_five_trajectories_equals_the_numbers_worked_by_hand():
     found = row()
-    assert found.pop("final_ci95")[0] >= 0
-    assert found == {
+    assert found.pop("ci95")["final"][0] >= 0
+    assert {key: found[key] for key in KEYS[: KEYS.index("ci95")]} == {
         "method": "IFT",
         "benchmark": "chains",
         "n": 4,  # problems a, b, c, d
@@ -72,7 +70,16 @@ def test_summary_of_five_trajectories_equals_the_numbers_worked_by_hand():
         "format_failures": 40.0,  # no_revision and no_verdict: 2 of 5
         "samples_per_trajectory": 1.4,  # (1 + 2 + 2 + 1 + 1) / 5
         "tokens_per_trajectory": 19.0,  # (15 + 25 + 30 + 15 + 10) / 5; the instruction was not sampled
+        "cl": 50.0,  # of the 2 right first attempts, a stayed right
+        "cs": 33.33,  # of the 3 wrong ones, b became right
+        "rss": 0.5,  # nothing gained: (0.4 - 0.16) / (2 * 0.4 * 0.6)
+        "answer_change": 40.0,  # b and the first c; all wrong answers of the example say 7, as the right ones
+        "edit_ratio": 0.0,  # both revisions repeat the attempt's tokens
+        "mcnemar_p": 1.0,
     }
+    assert found["transitions"] == {"right->right": 1, "right->wrong": 1, "wrong->right": 1, "wrong->wrong": 2}
+    assert found["rounds"] == {"0": 3, "1": 2}
+    assert found["by_turn"] == [40.0, 40.0]
 
 
 def test_keys_come_in_the_order_of_the_results_table():
@@ -114,7 +121,9 @@ def test_ungraded_turns_are_refused():
 def test_a_verdict_without_format_agrees_with_nothing():
     pairs = metrics.judged(trajectory("a", attempt(RIGHT), Turn(TurnKind.VERDICT, [1])))
     assert pairs == [(True, None)]
-    assert metrics.agreement(pairs, on_right=True) == 0.0
+    silent = metrics.confusion([trajectory("a", attempt(RIGHT), Turn(TurnKind.VERDICT, [1]))])
+    assert silent["right"] == {"correct": 0, "wrong": 0, "nothing": 1}
+    assert metrics.verdict_scores(silent)["accuracy"] == 0.0
 
 
 OUTCOMES = st.sampled_from(Outcome)
@@ -143,28 +152,7 @@ def test_order_of_trajectories_changes_no_share(trajectories, rng):
     shuffled = trajectories[:]
     rng.shuffle(shuffled)
     one, two = (metrics.summarise(t, method="m", benchmark="b", temperature=1.0, bootstrap=100) for t in (trajectories, shuffled))
-    assert [one[key] for key in KEYS[:-1]] == [two[key] for key in KEYS[:-1]]
-
-
-def test_bootstrap_agrees_with_a_plain_loop():
-    rng = random.Random(1)
-    values = [rng.choice([0.0, 0.25, 0.5, 1.0]) for _ in range(80)]
-    means = sorted(sum(rng.choices(values, k=80)) / 80 for _ in range(4000))
-    low, high = metrics.bootstrap_interval(np.array(values), 4000, seed=3)
-    assert low == pytest.approx(means[100], abs=0.01) and high == pytest.approx(means[3900], abs=0.01)
-
-
-def test_bootstrap_resamples_problems_not_trajectories():
-    # 25 problems of 40 equal trajectories, 20 right: sd of the mean is sqrt(0.8 * 0.2 / 25) = 8 points, not 1.3.
-    many = [trajectory(str(p), attempt(RIGHT if p < 20 else WRONG)) for p in range(25) for _ in range(40)]
-    low, high = metrics.summarise(many, method="m", benchmark="b", temperature=1.0)["final_ci95"]
-    assert 60 <= low <= 68 and 92 <= high <= 96
-
-
-def test_interval_repeats_for_a_seed_and_has_no_width_when_all_are_right():
-    values = np.array([0.0, 1.0, 0.5, 0.5, 1.0])
-    assert metrics.bootstrap_interval(values, 200, 5) == metrics.bootstrap_interval(values, 200, 5)
-    assert metrics.bootstrap_interval(np.ones(4), 200, 0) == (1.0, 1.0)
+    assert one == two
 
 
 def test_counts_name_every_outcome_and_stop_reason():
@@ -174,15 +162,52 @@ def test_counts_name_every_outcome_and_stop_reason():
     }  # fmt: skip
 
 
-def test_table_fits_110_columns_and_loses_no_name():
-    long = "intrinsic self-correction with a very long name indeed"
-    rows = [row(), row(method=long, benchmark="olympiadbench", verdict_wrong=None)]
-    table = metrics.format_table(rows)
-    assert max(map(len, table.splitlines())) <= 110
-    assert {*long.split(), "olympiadbench"} <= set(table.split())
-    assert "40.0 [" in table and "+0.0" in table and "66.7" in table and " - " in table
+@settings(deadline=None, max_examples=60)
+@given(st.lists(TRAJECTORIES, min_size=1, max_size=30))
+def test_final_follows_from_turn1_confidence_and_critique(trajectories):
+    counts = metrics.transition_counts(trajectories)
+    found = metrics.confidence_critique(counts)
+    first = (counts["right->right"] + counts["right->wrong"]) / len(trajectories)
+    final = (counts["right->right"] + counts["wrong->right"]) / len(trajectories)
+    # Rounded to hundredths of a per cent; a conditional that has no cases has no weight either.
+    assert first * (found["cl"] or 0) / 100 + (1 - first) * (found["cs"] or 0) / 100 == pytest.approx(final, abs=1e-4)
+    if final == first and 0 < first < 1:
+        assert found["rss"] == 0.5
+    assert (found["rss"] is None) == (first in (0, 1))
+    if found["rss"] is not None:  # between the bounds (CL = turn 1, CS = 0) and (CL = 1, CS = turn 1)
+        lower, upper = first**2, 2 * first - first**2
+        assert found["rss"] == pytest.approx((final - lower) / (upper - lower), abs=1e-4)
 
 
-def test_table_columns_are_aligned():
-    lines = metrics.format_table([row(), row(method="RL", tokens_per_trajectory=1234.0)]).splitlines()
-    assert len({len(line) for line in lines[1:]}) == 1
+def test_verdict_scores_equal_the_numbers_worked_by_hand():
+    # 10 right answers: 8 called correct, 1 wrong, 1 nothing. 5 wrong answers: 2 called correct, 3 wrong.
+    found = metrics.verdict_scores({
+        "right": {"correct": 8, "wrong": 1, "nothing": 1}, "wrong": {"correct": 2, "wrong": 3, "nothing": 0}
+    })  # fmt: skip
+    assert found["accuracy"] == 73.33  # 11 of 15
+    assert found["of_correct"] == {"precision": 80.0, "recall": 80.0, "f1": 80.0}
+    assert found["of_wrong"] == {"precision": 75.0, "recall": 60.0, "f1": 66.67}  # 3 of 4, 3 of 5, 2 * 3 / (4 + 5)
+    assert found["balanced_accuracy"] == 70.0
+
+
+def test_balanced_accuracy_is_none_with_one_kind_of_answer():
+    only = {"right": {"correct": 1, "wrong": 0, "nothing": 0}, "wrong": {"correct": 0, "wrong": 0, "nothing": 0}}
+    assert metrics.verdict_scores(only)["balanced_accuracy"] is None
+    assert metrics.verdict_scores(only)["of_wrong"] == {"precision": None, "recall": None, "f1": None}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(TRAJECTORIES, min_size=1, max_size=30))
+def test_accuracy_by_turn_begins_with_turn1_and_ends_with_final(trajectories):
+    found = metrics.summarise(trajectories, method="m", benchmark="b", temperature=1.0, bootstrap=100)
+    assert (found["by_turn"][0], found["by_turn"][-1]) == (found["turn1"], found["final"])
+    assert sum(found["rounds"].values()) == len(trajectories)
+
+
+def test_intervals_resample_problems_not_trajectories():
+    # 25 problems of 40 equal trajectories, 20 right: sd of the mean is sqrt(0.8 * 0.2 / 25) = 8 points, not 1.3.
+    many = [trajectory(str(p), attempt(RIGHT if p < 20 else WRONG)) for p in range(25) for _ in range(40)]
+    found = metrics.summarise(many, method="m", benchmark="b", temperature=1.0)["ci95"]
+    assert 60 <= found["final"][0] <= 68 and 92 <= found["final"][1] <= 96
+    assert found["turn1"] == found["final"] and found["delta"] == [0.0, 0.0]
+    assert found["verdict_wrong"] is None

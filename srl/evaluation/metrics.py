@@ -3,13 +3,13 @@
 Graded means that every attempt and revision has an `outcome`; anything else raises.
 """
 
-import textwrap
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from srl.evaluation.change import answer_changed, edit_ratio
+from srl.evaluation.intervals import bootstrap, interval, mcnemar, ratio
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
 
 RIGHT_RIGHT, RIGHT_WRONG, WRONG_RIGHT, WRONG_WRONG = "right->right", "right->wrong", "wrong->right", "wrong->wrong"
@@ -24,17 +24,17 @@ def summarise(
 
     `n` counts distinct problems; shares (per cent, two decimals) and means are over trajectories, so a problem with more
     samples weighs more. `delta` = final - turn1 = i2c - c2i, exact before rounding. `verdict_correct` and `verdict_wrong`
-    are the shares of right verdicts on correct and on wrong answers, None where there is no such verdict.
-    `final_ci95` is the percentile interval of `bootstrap` resamples of problems. Raises ValueError if the list is empty.
+    are the shares of right verdicts on correct and on wrong answers, None where there is no such verdict; `verdicts` has the
+    rest of what follows from their counts. CL, CS and RSS: `confidence_critique`. `ci95` holds 95 % intervals by `bootstrap`
+    resamples of problems, `mcnemar_p` tests turn 1 against final. Raises ValueError if the list is empty.
     """
     if not trajectories:
         raise ValueError(f"no trajectories to summarise for method {method!r} on benchmark {benchmark!r}")
     total = len(trajectories)
     counts = transition_counts(trajectories)
     i2c, c2i = counts[WRONG_RIGHT], counts[RIGHT_WRONG]
-    verdicts = [pair for trajectory in trajectories for pair in judged(trajectory)]
+    verdicts = confusion(trajectories)
     failures = sum(trajectory.stop_reason in FORMAT_FAILURES for trajectory in trajectories)
-    low, high = bootstrap_interval(accuracy_by_problem(trajectories), bootstrap, seed)
     return {
         "method": method,
         "benchmark": benchmark,
@@ -45,17 +45,33 @@ def summarise(
         "delta": percent(i2c - c2i, total),
         "i2c": percent(i2c, total),
         "c2i": percent(c2i, total),
-        "verdict_correct": agreement(verdicts, on_right=True),
-        "verdict_wrong": agreement(verdicts, on_right=False),
+        "verdict_correct": share(verdicts["right"]["correct"], sum(verdicts["right"].values())),
+        "verdict_wrong": share(verdicts["wrong"]["wrong"], sum(verdicts["wrong"].values())),
         "format_failures": percent(failures, total),
         "samples_per_trajectory": round(sum(len(trajectory.answers()) for trajectory in trajectories) / total, 2),
         "tokens_per_trajectory": round(sum(trajectory.sampled_tokens() for trajectory in trajectories) / total, 2),
-        "final_ci95": [round(100 * low, 2), round(100 * high, 2)],
+        **confidence_critique(counts),
+        "answer_change": percent(sum(map(answer_changed, trajectories)), total),
+        "edit_ratio": mean_edit_ratio(trajectories),
+        "mcnemar_p": mcnemar(i2c, c2i),
+        "ci95": intervals(trajectories, bootstrap, seed),
+        "trajectories": total,
+        "transitions": counts,
+        "verdicts": verdicts | verdict_scores(verdicts),
+        "rounds": rounds_histogram(trajectories),
+        "by_turn": accuracy_by_turn(trajectories),
+        "stops": stop_counts(trajectories),
+        "outcomes": outcome_counts(trajectories),
     }
 
 
 def percent(count: int, total: int) -> float:
     return round(100 * count / total, 2)
+
+
+def share(count: int, total: int) -> float | None:
+    """Per cent, or None of nothing."""
+    return percent(count, total) if total else None
 
 
 def is_right(turn: Turn | None) -> bool:
@@ -80,6 +96,24 @@ def transition_counts(trajectories: list[Trajectory]) -> dict[str, int]:
     return {name: counts[name] for name in TRANSITIONS}
 
 
+def confidence_critique(transitions: dict[str, int]) -> dict[str, float | None]:
+    """Confidence level, critique score and relative self-correction score (arXiv 2412.19513), the first two in per cent.
+
+    CL = P(final right | first right), CS = P(final right | first wrong), so final = turn1 CL + (1 - turn1) CS.
+    RSS = (final - turn1^2) / (2 turn1 (1 - turn1)): 0.5 when correcting changes nothing. None: nothing to divide by.
+    """
+    first = transitions[RIGHT_RIGHT] + transitions[RIGHT_WRONG]
+    others = transitions[WRONG_RIGHT] + transitions[WRONG_WRONG]
+    total = first + others
+    accuracy, final = first / total, (transitions[RIGHT_RIGHT] + transitions[WRONG_RIGHT]) / total
+    spread = 2 * accuracy * (1 - accuracy)
+    return {
+        "cl": share(transitions[RIGHT_RIGHT], first),
+        "cs": share(transitions[WRONG_RIGHT], others),
+        "rss": round((final - accuracy**2) / spread, 4) if spread else None,
+    }
+
+
 def judged(trajectory: Trajectory) -> list[tuple[bool, Verdict | None]]:
     """(was the answer just before it right, what the verdict said) for every verdict turn that follows an answer.
 
@@ -95,27 +129,111 @@ def judged(trajectory: Trajectory) -> list[tuple[bool, Verdict | None]]:
     return pairs
 
 
-def agreement(verdicts: list[tuple[bool, Verdict | None]], *, on_right: bool) -> float | None:
-    """Per cent of the verdicts on right (or on wrong) answers that say so; None if there is none."""
-    said = [verdict for right, verdict in verdicts if right is on_right]
-    truth = Verdict.CORRECT if on_right else Verdict.WRONG
-    return percent(said.count(truth), len(said)) if said else None
+def confusion(trajectories: list[Trajectory]) -> dict[str, dict[str, int]]:
+    """Verdicts on right and on wrong answers, by what they said: `found["wrong"]["correct"]` is wrong answers called correct."""
+    pairs = Counter(pair for trajectory in trajectories for pair in judged(trajectory))
+    said = {"correct": Verdict.CORRECT, "wrong": Verdict.WRONG, "nothing": None}
+    return {
+        name: {word: pairs[right, verdict] for word, verdict in said.items()}
+        for name, right in (("right", True), ("wrong", False))
+    }
 
 
-def accuracy_by_problem(trajectories: list[Trajectory]) -> np.ndarray:
-    """Share (0-1) of right final answers per problem, in order of first appearance; shape (problems,)."""
-    groups: dict[str, list[bool]] = {}
+def verdict_scores(found: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Accuracy and balanced accuracy of verdicts, and precision, recall and F1 of either word; per cent, None of nothing.
+
+    Recall of "wrong" (verdict_wrong of the row) is what decides whether anything gets corrected. A verdict that says nothing
+    lowers recall and accuracy and no precision. Balanced accuracy is the mean of both recalls.
+    """
+    right, wrong = found["right"], found["wrong"]
+    scores: dict[str, Any] = {
+        "accuracy": share(right["correct"] + wrong["wrong"], sum(right.values()) + sum(wrong.values())),
+    }
+    recalls = []
+    for word, truth in (("correct", right), ("wrong", wrong)):
+        hits, said, there = truth[word], right[word] + wrong[word], sum(truth.values())
+        # F1 = 2 hits / (said + there), the harmonic mean of precision and recall.
+        scores[f"of_{word}"] = {
+            "precision": share(hits, said), "recall": share(hits, there), "f1": share(2 * hits, said + there)
+        }  # fmt: skip
+        recalls += [100 * hits / there] if there else []
+    scores["balanced_accuracy"] = round(sum(recalls) / 2, 2) if len(recalls) == 2 else None
+    return scores
+
+
+def mean_edit_ratio(trajectories: list[Trajectory]) -> float | None:
+    """Mean `edit_ratio` of first attempt and last answer over trajectories with a revision; None without any."""
+    ratios = []
     for trajectory in trajectories:
-        groups.setdefault(trajectory.prompt_id, []).append(is_right(trajectory.final()))
-    return np.array([sum(group) / len(group) for group in groups.values()])
+        answers = trajectory.answers()
+        if len(answers) > 1:
+            ratios.append(edit_ratio(answers[0].token_ids, answers[-1].token_ids))
+    return round(sum(ratios) / len(ratios), 4) if ratios else None
 
 
-def bootstrap_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """2.5th and 97.5th percentile of the mean of `values` (shape (problems,)) over resamples with replacement."""
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def rounds_histogram(trajectories: list[Trajectory]) -> dict[str, int]:
+    """Number of revisions -> trajectories, from "0" up."""
+    counts = Counter(max(0, len(trajectory.answers()) - 1) for trajectory in trajectories)
+    return {str(rounds): counts[rounds] for rounds in range(max(counts) + 1)}
+
+
+def accuracy_by_turn(trajectories: list[Trajectory]) -> list[float]:
+    """Per cent right after turn 1, 2, ...: what `final` would be if every trajectory ended there."""
+    most = max([1, *(len(trajectory.answers()) for trajectory in trajectories)])
+    return [
+        percent(sum(is_right(standing_answer(trajectory, turns)) for trajectory in trajectories), len(trajectories))
+        for turns in range(1, most + 1)
+    ]
+
+
+def standing_answer(trajectory: Trajectory, turns: int) -> Turn | None:
+    """As `Trajectory.final`, of the first `turns` answers."""
+    answers = trajectory.answers()[:turns]
+    return ([turn for turn in answers if turn.answer is not None] or answers or [None])[-1]
+
+
+COUNTED = ("total", "first", "final", "gained", "lost", "right_called", "right_judged", "wrong_called", "wrong_judged")
+
+
+def problem_counts(trajectories: list[Trajectory]) -> np.ndarray:
+    """`COUNTED` per problem, problems in the order of their ids; shape (problems, 9)."""
+    groups: dict[str, np.ndarray] = {}
+    for trajectory in trajectories:
+        change, pairs = transition(trajectory), judged(trajectory)
+        on_right = [verdict for right, verdict in pairs if right]
+        on_wrong = [verdict for right, verdict in pairs if not right]
+        counts = [
+            1, change.startswith("right"), change.endswith("right"), change == WRONG_RIGHT, change == RIGHT_WRONG,
+            on_right.count(Verdict.CORRECT), len(on_right), on_wrong.count(Verdict.WRONG), len(on_wrong),
+        ]  # fmt: skip
+        groups[trajectory.prompt_id] = groups.get(trajectory.prompt_id, 0) + np.array(counts, dtype=float)
+    return np.stack([groups[key] for key in sorted(groups)])
+
+
+def intervals(trajectories: list[Trajectory], resamples: int, seed: int) -> dict[str, list[float] | None]:
+    """95 % intervals of the row's shares; None where a resample has nothing to divide by."""
+    sums = dict(zip(COUNTED, bootstrap(problem_counts(trajectories), resamples, seed).T, strict=True))
+    total = sums["total"]
+    return {
+        "turn1": interval(ratio(sums["first"], total)),
+        "final": interval(ratio(sums["final"], total)),
+        "delta": interval(ratio(sums["final"] - sums["first"], total)),
+        "i2c": interval(ratio(sums["gained"], total)),
+        "c2i": interval(ratio(sums["lost"], total)),
+        "verdict_correct": interval(ratio(sums["right_called"], sums["right_judged"])),
+        "verdict_wrong": interval(ratio(sums["wrong_called"], sums["wrong_judged"])),
+        "cl": interval(ratio(sums["first"] - sums["lost"], sums["first"])),
+        "cs": interval(ratio(sums["gained"], total - sums["first"])),
+    }
+
+
+def right_by_problem(trajectories: list[Trajectory]) -> dict[str, tuple[int, int]]:
+    """(right final answers, trajectories) per problem id."""
+    found: dict[str, tuple[int, int]] = {}
+    for trajectory in trajectories:
+        right, total = found.get(trajectory.prompt_id, (0, 0))
+        found[trajectory.prompt_id] = right + is_right(trajectory.final()), total + 1
+    return found
 
 
 def outcome_counts(trajectories: list[Trajectory]) -> dict[str, int]:
@@ -131,46 +249,3 @@ def stop_counts(trajectories: list[Trajectory]) -> dict[str, int]:
     counts = Counter(trajectory.stop_reason for trajectory in trajectories)
     named = {reason.value: counts[reason] for reason in StopReason}
     return named | ({"unfinished": counts[None]} if counts[None] else {})
-
-
-HEADER = (
-    ("", "method"), ("", "benchmark"), ("turn", "1"), ("final", "[95 % CI]"), ("", "delta"), ("", "i->c"), ("", "c->i"),
-    ("verd.", "C"), ("verd.", "W"), ("", "format"), ("", "samples"), ("", "tokens"),
-)  # fmt: skip
-
-
-def format_table(rows: list[dict[str, Any]], width: int = 110) -> str:
-    """Rows of `summarise` as aligned plain text of at most `width` columns; long names wrap, None is "-"."""
-    cells = [table_cells(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, *zip(*HEADER, strict=True), strict=True)]
-    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= width else " "
-    for column in (0, 1):
-        excess = sum(widths) + len(gap) * (len(widths) - 1) - width
-        widths[column] = max(min(widths[column], 12), widths[column] - max(excess, 0))
-    lines = [line for header in zip(*HEADER, strict=True) for line in aligned(list(header), widths, gap)]
-    lines.append("-" * (sum(widths) + len(gap) * (len(widths) - 1)))
-    return "\n".join(lines + [line for row in cells for line in aligned(row, widths, gap)])
-
-
-def table_cells(row: dict[str, Any]) -> list[str]:
-    def number(key: str, form: str = ".1f") -> str:
-        return "-" if row[key] is None else format(row[key], form)
-
-    low, high = row["final_ci95"]
-    return [
-        row["method"], row["benchmark"], number("turn1"), f"{number('final')} [{low:.1f},{high:.1f}]", number("delta", "+.1f"),
-        number("i2c"), number("c2i"), number("verdict_correct"), number("verdict_wrong"), number("format_failures"),
-        number("samples_per_trajectory", ".2f"), number("tokens_per_trajectory", ".0f"),
-    ]  # fmt: skip
-
-
-def aligned(cells: list[str], widths: list[int], gap: str) -> list[str]:
-    """One table row as text lines: names left and wrapped, numbers right and on the first line."""
-    wrap = partial(textwrap.wrap, break_on_hyphens=False)
-    names = [wrap(cell, width) or [""] for cell, width in zip(cells[:2], widths[:2], strict=True)]
-    lines = []
-    for index in range(max(map(len, names))):
-        left = [(name[index] if index < len(name) else "").ljust(width) for name, width in zip(names, widths[:2], strict=True)]
-        right = [(cell if index == 0 else "").rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-        lines.append(gap.join(left + right).rstrip())
-    return lines

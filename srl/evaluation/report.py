@@ -201,7 +201,7 @@ def results_table(rows: list[dict[str, Any]]) -> str:
 
 
 def result_cells(row: dict[str, Any]) -> list[str]:
-    low, high = row.get("final_ci95") or (None, None)
+    low, high = row.get("ci95", {}).get("final") or (None, None)
     final = f"<b>{number(row.get('final'))}</b> <small>[{number(low)}, {number(high)}]</small>"
     forms = {"delta": "+.1f"} | dict.fromkeys(("i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures"), ".1f")
     forms |= {"samples_per_trajectory": ".2f", "tokens_per_trajectory": ".0f", "n": ",", "temperature": "g"}
