@@ -11,6 +11,7 @@ class LearnerConfig(Section):
     workers: int = Field(1, ge=1, description="Learner actors = data-parallel ranks.")
     cpus: float = Field(1, ge=0, description="CPUs that Ray reserves per learner actor.")
     gpus: float = Field(0, ge=0, description="GPUs per learner actor; 0 trains on CPU with gloo.")
+    nodes: dict[str, str] = Field({}, description="Ray node labels that the node of every learner actor must have.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
     micro_batch_tokens: int = Field(8192, gt=0, description="Padded tokens per forward pass and rank.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")

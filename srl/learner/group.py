@@ -19,7 +19,9 @@ class LearnerGroup:
     def __init__(self, config: Config, path: str, reference: str | None, learning_rate: float, weight_decay: float, clip: float):
         self.config = config
         world = config.learner.workers
-        actor = ray.remote(Learner).options(num_cpus=config.learner.cpus, num_gpus=config.learner.gpus, max_restarts=0)
+        actor = ray.remote(Learner).options(
+            num_cpus=config.learner.cpus, num_gpus=config.learner.gpus, label_selector=config.learner.nodes, max_restarts=0
+        )
         self.ranks = [actor.remote(config, rank, world) for rank in range(world)]
         self.where = "learner actors to start"
         try:

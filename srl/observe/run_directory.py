@@ -24,7 +24,12 @@ import yaml
 from srl.config import Config, ConfigError
 
 # Settings that say where and how to run; changing them does not make it another run.
-FREE = {"run": {"fresh", "directory", "ray_address", "local_cpus", "object_store_mib", "dashboard_port"}}
+FREE = {
+    "run": {"fresh", "directory", "ray_address", "local_cpus", "object_store_mib", "dashboard_port"},
+    "rollout": {"nodes"},
+    "learner": {"nodes"},
+    "reward": {"nodes"},
+}
 LEAST_FREE_BYTES = 2**30
 
 

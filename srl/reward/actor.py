@@ -58,7 +58,7 @@ class RewardActor:
 
 def create_reward_actors(config: RewardConfig) -> list[ActorHandle]:
     """Start `config.workers` actors that Ray restarts, and whose calls it repeats, without limit: grading has no state."""
-    options = {"num_cpus": config.cpus, "max_restarts": -1, "max_task_retries": -1}
+    options = {"num_cpus": config.cpus, "label_selector": config.nodes, "max_restarts": -1, "max_task_retries": -1}
     return [RewardActor.options(**options).remote(index, config.parse_timeout_s) for index in range(config.workers)]
 
 

@@ -20,7 +20,11 @@ class RolloutPool:
     def __init__(self, config: Config):
         self.config, self.bundle = config, None
         actor = ray.remote(RolloutWorker).options(
-            num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus, max_restarts=config.rollout.retries, max_task_retries=0
+            num_cpus=config.rollout.cpus,
+            num_gpus=config.rollout.gpus,
+            label_selector=config.rollout.nodes,
+            max_restarts=config.rollout.retries,
+            max_task_retries=0,
         )
         self.workers: list[ActorHandle] = [actor.remote(config, index) for index in range(config.rollout.workers)]
         try:
