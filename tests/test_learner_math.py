@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srl.learner.advantages import group_advantages
-from srl.learner.batch import Batch, Example, collate, micro_batches, policy_example, weighted_example
+from srl.learner.batch import Batch, Example, collate, policy_example, weighted_example
 from srl.learner.losses import k3, policy_loss, sft_loss
+from srl.learner.packing import pack
 from srl.learner.schedule import schedule
 from srl.trajectory import Trajectory, Turn, TurnKind
 
@@ -25,7 +26,7 @@ def flat(weights: list[float], advantages: list[float] | None = None, old: list[
         torch.tensor(weights),
         torch.tensor(advantages or [0.0] * count),
         torch.tensor(old or [0.0] * count),
-        None if reference is None else torch.tensor(reference),
+        reference_logprobs=None if reference is None else torch.tensor(reference),
     )
 
 
@@ -143,7 +144,7 @@ def test_micro_batches_add_up_to_one_large_batch(examples, budget, ranks, loss):
             value = value + loss(scores.log_softmax(0)[batch.ids][batch.trained], batch)[0]
         return value.detach(), torch.autograd.grad(value, scores)[0]
 
-    parts = [batch for rank in micro_batches([len(e.token_ids) for e in examples], budget, ranks) for batch in rank]
+    parts = [batch for rank in pack([len(e.token_ids) for e in examples], budget, ranks) for batch in rank]
     whole, split = total([examples]), total([[examples[index] for index in batch] for batch in parts])
     torch.testing.assert_close(split, whole)
 
@@ -151,41 +152,24 @@ def test_micro_batches_add_up_to_one_large_batch(examples, budget, ranks, loss):
 # --- batches
 
 
-def test_collate_pads_on_the_right_and_keeps_rows_in_order():
+def test_collate_puts_sequences_one_after_the_other():
     batch = collate(
         [
             Example("a", [1, 2, 3], [0.0, 1.0, 0.5], [4.0, 5.0, 6.0], [-0.1, -0.2, -0.3]),
-            Example("b", [7, 8], [0.0, 1.0], [9.0, 9.5], [-0.4, -0.5]),
+            Example("b", [7, 8], [0.0, 1.0], [9.0, 9.5]),
         ],
         pad_id=99,
     )
-    assert batch.ids.tolist() == [[1, 2, 3], [7, 8, 99]]
-    assert batch.trained.tolist() == [[False, True, True], [False, True, False]]
-    assert batch.weights.tolist() == [1.0, 0.5, 1.0]
+    assert batch.ids.tolist() == [[1, 2, 3, 7, 8]] and batch.positions.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.trained.tolist() == [[False, True, True, False, True]] and batch.lengths == (3, 2)
+    assert batch.weights.tolist() == [1.0, 0.5, 1.0] and batch.sequence.tolist() == [0, 0, 1]
     assert batch.advantages.tolist() == [5.0, 6.0, 9.5]
-    assert batch.old_logprobs.tolist() == pytest.approx([-0.2, -0.3, -0.5])
+    assert batch.old_logprobs.tolist() == pytest.approx([-0.2, -0.3, 0.0])
 
 
-def test_the_first_token_is_never_trained_for_nothing_predicts_it():
-    batch = collate([Example("a", [1, 2], [1.0, 1.0])], pad_id=0)
-    assert batch.trained.tolist() == [[False, True]] and batch.weights.tolist() == [1.0]
-
-
-@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 150), st.integers(1, 4))
-def test_micro_batches_cover_every_sequence_once_within_the_budget_and_equally_often_per_rank(lengths, budget, ranks):
-    plan = micro_batches(lengths, budget, ranks)
-    assert len(plan) == ranks and len({len(batches) for batches in plan}) == 1
-    batches = [batch for rank in plan for batch in rank]
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        padded = max((lengths[index] for index in batch), default=0) * len(batch)
-        assert padded <= budget or len(batch) == 1
-    assert sum(not batch for batch in batches) < ranks
-
-
-def test_similar_lengths_share_a_micro_batch():
-    # Longest first: 9 alone (2 * 9 > 12), 4 and 4 and 4 fill 12, 1 is left. Four batches for two ranks: one is empty.
-    assert micro_batches([4, 9, 4, 1, 4], budget=12, ranks=2) == [[[1], [3]], [[0, 2, 4], []]]
+def test_the_first_token_of_each_sequence_is_never_trained_for_nothing_predicts_it():
+    batch = collate([Example("a", [1, 2], [1.0, 1.0]), Example("b", [3, 4], [1.0, 1.0])], pad_id=0)
+    assert batch.trained.tolist() == [[False, True, False, True]] and batch.weights.tolist() == [1.0, 1.0]
 
 
 def two_turn() -> Trajectory:

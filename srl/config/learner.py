@@ -13,7 +13,7 @@ class LearnerConfig(Section):
     gpus: float = Field(0, ge=0, description="GPUs per learner actor; 0 trains on CPU with gloo.")
     nodes: dict[str, str] = Field({}, description="Ray node labels that the node of every learner actor must have.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
-    micro_batch_tokens: int = Field(8192, gt=0, description="Padded tokens per forward pass and rank.")
+    micro_batch_tokens: int = Field(8192, gt=0, description="Tokens per forward pass and rank, without padding.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     offload_optimizer: bool = Field(False, description="Keep the optimizer's state in host memory. Only with gpus > 0.")
     threads: int = Field(2, ge=1, description="Torch threads per CPU learner.")

@@ -12,9 +12,9 @@ import ray
 import torch
 
 from srl.config import Config
-from srl.learner.batch import Batch, Example, collate
+from srl.learner.batch import Example, collate
 from srl.learner.losses import Loss
-from srl.learner.model import TokenLogprobs, load_model
+from srl.learner.model import TokenLogprobs, TokenValues, load_model
 from srl.protocols.chat import load_tokenizer
 from srl.weights.bundle import Bundle, put_bundle
 
@@ -38,16 +38,23 @@ class Learner:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(
-        self, path: str, reference: str | None, address: tuple[str, int], learning_rate: float, weight_decay: float, clip: float
+        self,
+        path: str,
+        reference: str | None,
+        critic: bool,
+        address: tuple[str, int],
+        learning_rate: float,
+        weight_decay: float,
+        clip: float,
     ) -> None:
-        """Load the model at `path`, and a frozen copy of the one at `reference`, and join the other ranks."""
+        """Load the model at `path` (a critic: with a value head) and a frozen copy of that at `reference`; join the ranks."""
         join_ranks(address, self.rank, self.world, self.config.learner.gpus > 0)
         import deepspeed
 
         if not self.config.learner.gpus:
             torch.set_num_threads(self.config.learner.threads)
         torch.manual_seed(self.config.run.seed)
-        module = TokenLogprobs(load_model(path, self.config.model))
+        module = (TokenValues if critic else TokenLogprobs)(load_model(path, self.config.model))
         if self.config.learner.gradient_checkpointing:
             module.model.gradient_checkpointing_enable()
         self.pad_id = load_tokenizer(path).pad_token_id or 0
@@ -83,11 +90,11 @@ class Learner:
         self.engine.train()
         for index, examples in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            batch = self._collate(examples)
+            batch = collate(examples, self.pad_id).to(self.device)
             if self.reference is not None:
                 with torch.no_grad():
-                    batch.reference_logprobs, _ = self.reference(batch.ids, batch.trained)
-            logprobs_t, entropy_t = self.engine(batch.ids, batch.trained)
+                    batch.reference_logprobs, _ = self.reference(batch)
+            logprobs_t, entropy_t = self.engine(batch)
             value, sums = loss(logprobs_t, batch)
             # DeepSpeed averages gradients over ranks; the denominator is already global.
             self.engine.backward(value * (self.world / denominator))
@@ -104,19 +111,21 @@ class Learner:
         total = 0.0
         with torch.no_grad():
             for examples in micro_batches:
-                batch = self._collate(examples)
-                logprobs_t, _ = self.engine(batch.ids, batch.trained)
+                batch = collate(examples, self.pad_id).to(self.device)
+                logprobs_t, _ = self.engine(batch)
                 total += float(loss(logprobs_t, batch)[0])
         return total / denominator
 
-    def logprobs(self, examples: Sequence[Example]) -> dict[str, list[float]]:
-        """Log-probabilities of each example's trained tokens, by id."""
+    def forward(self, micro_batches: Sequence[Sequence[Example]]) -> dict[str, list[float]]:
+        """Log-probabilities (a critic: values) of each example's trained tokens, by id."""
         self.engine.eval()
         result = {}
         with torch.no_grad():
-            for example in examples:
-                batch = self._collate([example])
-                result[example.id] = self.engine(batch.ids, batch.trained)[0].tolist()
+            for examples in micro_batches:
+                batch = collate(examples, self.pad_id).to(self.device)
+                values_t = self.engine(batch)[0]
+                for index, example in enumerate(examples):
+                    result[example.id] = values_t[batch.sequence == index].tolist()
         return result
 
     def publish(self, version: int) -> tuple[Bundle | None, float]:
@@ -151,12 +160,6 @@ class Learner:
         """Norm before clipping where DeepSpeed does not tell it: without ZeRO and in float32, where gradients are ordinary."""
         gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-
-    def _collate(self, examples: Sequence[Example]) -> Batch:
-        batch = collate(examples, self.pad_id)
-        for name in ("ids", "trained", "weights", "advantages", "old_logprobs"):
-            setattr(batch, name, getattr(batch, name).to(self.device))
-        return batch
 
     def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole tensor) of every parameter, under Hugging Face names; shared tensors once.

@@ -1,18 +1,20 @@
 """What the learner trains on: token ids with a weight, an advantage and the sampling policy's log-probability for each token."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import accumulate
 
 import torch
 
+from srl.learner.packing import positions
 from srl.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence. All lists have the length of `token_ids`; entries where `weights` is 0 are never read.
+    """One sequence. All lists have the length of `token_ids`, or are empty; where `weights` is 0 the others are never read.
 
-    The weight of token t multiplies its loss -log p(t | tokens before t).
+    The weight of token t multiplies its loss -log p(t | tokens before t). Examples of one non-empty `unit` meet in one batch.
     """
 
     id: str
@@ -20,11 +22,16 @@ class Example:
     weights: list[float]
     advantages: list[float] = field(default_factory=list)
     old_logprobs: list[float] = field(default_factory=list)
+    unit: str = ""
 
 
 @dataclass(slots=True)
 class Batch:
-    """Padded on the right: `ids` and `trained` are [sequence, token]; the rest has one entry per trained token, row by row."""
+    """Sequences one after the other in a single row.
+
+    `ids`, `trained` and `positions` are [1, token]; `lengths` are the sequences'. The rest has one entry per trained token in
+    that order: `sequence` is the index of its sequence, and every list of `Example` is the tensor of the same name.
+    """
 
     ids: torch.Tensor
     trained: torch.Tensor
@@ -32,6 +39,19 @@ class Batch:
     advantages: torch.Tensor
     old_logprobs: torch.Tensor
     reference_logprobs: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    sequence: torch.Tensor | None = None
+    lengths: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> "Batch":
+        for item in fields(self):
+            if isinstance(tensor := getattr(self, item.name), torch.Tensor):
+                setattr(self, item.name, tensor.to(device, non_blocking=True))
+        return self
+
+
+# The lists of an example that become tensors with one entry per trained token.
+PER_TOKEN = [item.name for item in fields(Example) if item.type == list[float]]
 
 
 def policy_example(trajectory: Trajectory, advantage: float) -> Example:
@@ -57,38 +77,26 @@ def weighted_example(trajectory: Trajectory) -> Example:
     return Example(trajectory.id, ids, weights)
 
 
-def micro_batches(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
-    """Indices of `lengths`, for each rank the same number of micro-batches of at most `budget` padded tokens.
-
-    Sequences of similar length go together; a sequence longer than the budget goes alone. Some micro-batches may be empty:
-    ranks that shard parameters must run the same number of forward passes.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches: list[list[int]] = []
-    for index in order:
-        # Lengths fall, so the first sequence of a batch is its padded length.
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    while len(batches) % ranks:
-        batches.append([])
-    return [batches[rank::ranks] for rank in range(ranks)]
-
-
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Examples to tensors; no examples give one padding token that nothing is trained on."""
-    longest = max((len(example.token_ids) for example in examples), default=1)
-    ids = torch.full((max(1, len(examples)), longest), pad_id, dtype=torch.long)
-    weights, advantages, old = (torch.zeros(ids.shape) for _ in range(3))
-    for row, example in enumerate(examples):
-        count = len(example.token_ids)
-        ids[row, :count] = torch.tensor(example.token_ids)
-        weights[row, :count] = torch.tensor(example.weights)
-        if example.advantages:
-            advantages[row, :count] = torch.tensor(example.advantages)
-            old[row, :count] = torch.tensor(example.old_logprobs)
+    """Examples to one packed row; no examples give one padding token that nothing is trained on."""
+    lengths = tuple(len(example.token_ids) for example in examples) or (1,)
+    ids = torch.tensor([token for example in examples for token in example.token_ids] or [pad_id])
+    columns = {name: per_token(examples, name, len(ids)) for name in PER_TOKEN}
+    trained = columns["weights"] > 0
     # The first token of a sequence has nothing before it and cannot be predicted.
-    trained = weights > 0
-    trained[:, 0] = False
-    return Batch(ids, trained, weights[trained], advantages[trained], old[trained])
+    trained[torch.tensor([0, *accumulate(lengths[:-1])])] = False
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return Batch(
+        ids=ids[None],
+        trained=trained[None],
+        positions=positions(lengths),
+        sequence=sequence[trained],
+        lengths=lengths,
+        **{name: column[trained] for name, column in columns.items()},
+    )
+
+
+def per_token(examples: Sequence[Example], name: str, tokens: int) -> torch.Tensor:
+    """[tokens]: the examples' lists of that name one after the other; zeros for examples that have none."""
+    values = [value for example in examples for value in getattr(example, name) or [0.0] * len(example.token_ids)]
+    return torch.tensor(values) if values else torch.zeros(tokens)

@@ -8,15 +8,25 @@ from ray.exceptions import GetTimeoutError
 
 from srl.config import Config, ConfigError
 from srl.learner.actor import Learner
-from srl.learner.batch import Example, micro_batches
+from srl.learner.batch import Example
 from srl.learner.losses import Loss
+from srl.learner.packing import pack
 from srl.weights.bundle import Bundle
 
 
 class LearnerGroup:
     """Ranks live and die together: an error of one ends the group's call."""
 
-    def __init__(self, config: Config, path: str, reference: str | None, learning_rate: float, weight_decay: float, clip: float):
+    def __init__(
+        self,
+        config: Config,
+        path: str,
+        reference: str | None,
+        learning_rate: float,
+        weight_decay: float,
+        clip: float,
+        critic: bool = False,
+    ):
         self.config = config
         world = config.learner.workers
         actor = ray.remote(Learner).options(
@@ -31,7 +41,7 @@ class LearnerGroup:
                 f"learner.timeout_s={config.learner.timeout_s:g}: {world} learners with {config.learner.cpus:g} CPUs and "
                 f"{config.learner.gpus:g} GPUs each did not start; free in the cluster: {ray.available_resources()}"
             ) from None
-        self._all("start", path, reference, address, learning_rate, weight_decay, clip)
+        self._all("start", path, reference, critic, address, learning_rate, weight_decay, clip)
 
     def train(self, examples: Sequence[Example], loss: Loss, learning_rate: float) -> dict[str, float]:
         """One optimizer step on all examples; losses and metrics are means over the weighted tokens of all ranks."""
@@ -57,7 +67,16 @@ class LearnerGroup:
 
     def logprobs(self, examples: Sequence[Example]) -> dict[str, list[float]]:
         """The current policy's log-probabilities of the trained tokens, by example id."""
-        return self._all("logprobs", examples)[0]
+        return self._forward(examples, "log-probabilities")
+
+    def values(self, examples: Sequence[Example]) -> dict[str, list[float]]:
+        """A critic's values of the states before the trained tokens, by example id."""
+        return self._forward(examples, "values")
+
+    def _forward(self, examples: Sequence[Example], what: str) -> dict[str, list[float]]:
+        parts = self._split(examples)
+        results = self._get([rank.forward.remote(part) for rank, part in zip(self.ranks, parts, strict=True)], what)
+        return {name: values for result in results for name, values in result.items()}
 
     def publish(self, version: int) -> tuple[Bundle, float]:
         """The current weights for the rollout workers, and the seconds it took to gather them."""
@@ -71,10 +90,9 @@ class LearnerGroup:
             ray.kill(rank)
 
     def _split(self, examples: Sequence[Example]) -> list[list[list[Example]]]:
-        plan = micro_batches(
-            [len(example.token_ids) for example in examples], self.config.learner.micro_batch_tokens, len(self.ranks)
-        )
-        return [[[examples[index] for index in batch] for batch in rank] for rank in plan]
+        lengths, units = [len(example.token_ids) for example in examples], [example.unit for example in examples]
+        plan = pack(lengths, self.config.learner.micro_batch_tokens, len(self.ranks), units)
+        return [[[examples[index] for index in row] for row in rank] for rank in plan]
 
     def _all(self, method: str, *arguments) -> list:
         return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], f"learners to {method}")

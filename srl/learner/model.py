@@ -1,4 +1,4 @@
-"""A causal language model that returns what training needs: log-probabilities of the trained tokens."""
+"""A causal language model that returns what training needs: log-probabilities (or values) of the trained tokens."""
 
 from pathlib import Path
 
@@ -6,10 +6,16 @@ import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from srl.config import Config, ConfigError, ModelConfig
+from srl.learner.batch import Batch
+from srl.learner.packing import ATTENTION
 from srl.protocols.chat import first_line, load_tokenizer, model_folder
+
+# Logits, in elements, that may exist at one time: 1 GiB in float32.
+LOGITS_AT_ONCE = 2**28
 
 
 class TokenLogprobs(nn.Module):
@@ -19,25 +25,61 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: torch.Tensor, trained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids, trained: [sequence, token], padded on the right -> log-probability and entropy, each [trained tokens], nats.
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of each trained token, [trained tokens], nats."""
+        before = hidden_before(self.model, batch)
+        targets = batch.ids[batch.trained]
+        head = self.model.get_output_embeddings()
+        rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+        if len(targets) <= rows:
+            return token_logprobs(head, before, targets)
+        # Logits of one part at a time exist; the backward pass computes them again.
+        parts = [
+            checkpoint(token_logprobs, head, *part, use_reentrant=False)
+            for part in zip(before.split(rows), targets.split(rows), strict=True)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
 
-        Right padding and the causal mask keep padding out of sight, so no attention mask is needed.
-        """
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        # The token at position t is predicted from position t - 1.
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][trained[:, 1:]]).float()
-        logprobs_v = logits.log_softmax(-1)
-        chosen = logprobs_v.gather(-1, ids[:, 1:][trained[:, 1:]].unsqueeze(-1)).squeeze(-1)
-        with torch.no_grad():
-            entropy = -(logprobs_v.exp() * logprobs_v).sum(-1)
-        return chosen, entropy
+
+class TokenValues(nn.Module):
+    """A critic: the Hugging Face model with a scalar head, which starts at zero. Trained like the policy."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=model.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value of the state before each trained token, and zeros in the entropy's place, [trained tokens]."""
+        values_t = self.value_head(hidden_before(self.model, batch)).squeeze(-1).float()
+        return values_t, torch.zeros_like(values_t)
+
+
+def hidden_before(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """[trained tokens, width]: the last hidden state of the position before each trained token, which predicts it."""
+    hidden = model.base_model(
+        input_ids=batch.ids, position_ids=batch.positions, use_cache=False, lengths=batch.lengths
+    ).last_hidden_state
+    return hidden[:, :-1][batch.trained[:, 1:]]
+
+
+def token_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden [n, width], targets [n] -> log-probability of each target, and entropy without gradient, [n]."""
+    logits = head(hidden).float()
+    normaliser = logits.logsumexp(-1)
+    chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+    with torch.no_grad():
+        entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+    return chosen, entropy
 
 
 def load_model(path: str, config: ModelConfig) -> nn.Module:
     """Raises ConfigError with the folder and what is wrong with it."""
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
+        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype), attn_implementation=ATTENTION)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model can be loaded from it: {first_line(error)}") from None
 

@@ -1,0 +1,76 @@
+"""Several sequences in one row without padding: which go together, and attention that keeps them apart."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "srl_packed"
+
+
+def pack(lengths: Sequence[int], budget: int, ranks: int, units: Sequence[str] | None = None) -> list[list[list[int]]]:
+    """Indices of `lengths`, for each rank the same number of rows of at most `budget` tokens, filled about equally.
+
+    Sequences of the same non-empty unit share a row (a preference pair's loss needs both). What is longer than the budget is a
+    row of its own. Rows may be empty: ranks that shard parameters must run the same number of forward passes.
+    """
+    members: dict[object, list[int]] = {}
+    for index in range(len(lengths)):
+        members.setdefault((units[index] if units else "") or index, []).append(index)
+    sizes = sorted(((sum(lengths[index] for index in unit), unit) for unit in members.values()), key=lambda item: -item[0])
+    count = max(1, -(-sum(lengths) // budget))
+    while True:
+        count = -(-count // ranks) * ranks
+        rows = fill(sizes, count)
+        if all(sum(lengths[index] for index in row) <= budget or single for row, single in rows):
+            return [[row for row, _ in rows[rank::ranks]] for rank in range(ranks)]
+        count += 1
+
+
+def fill(sizes: Sequence[tuple[int, list[int]]], count: int) -> list[tuple[list[int], bool]]:
+    """Largest first, each into the row with the fewest tokens so far; with each row, whether it holds at most one unit."""
+    rows: list[tuple[list[int], int, int]] = [([], 0, 0)] * count
+    for size, unit in sizes:
+        lightest = min(range(count), key=lambda row: rows[row][1])
+        indices, tokens, units = rows[lightest]
+        rows[lightest] = indices + unit, tokens + size, units + 1
+    return [(indices, units <= 1) for indices, _, units in rows]
+
+
+def positions(lengths: Sequence[int]) -> torch.Tensor:
+    """[1, tokens]: each sequence of the row counts from 0."""
+    return torch.cat([torch.arange(length) for length in lengths])[None]
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    *,
+    lengths: Sequence[int],
+    sliding_window: int | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each of a row's sequences: query [1, heads, tokens, size] -> [1, tokens, heads, size].
+
+    One kernel call per sequence: no [tokens, tokens] mask exists and no work is spent between sequences. `lengths` are plain
+    integers, so nothing waits for the device. Raises ValueError for a sequence longer than the model's sliding window.
+    """
+    if sliding_window is not None and max(lengths) > sliding_window:
+        raise ValueError(f"a sequence of {max(lengths)} tokens exceeds the model's attention window of {sliding_window}")
+    shared = key.shape[1] != query.shape[1]
+    parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shared)
+        for q, k, v in parts
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+# No mask function has this name, so transformers makes no mask.
+AttentionInterface.register(ATTENTION, packed_attention)

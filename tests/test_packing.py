@@ -1,0 +1,111 @@
+"""Packed rows: what goes together, and that sequences in one row do not see each other."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from srl.learner import model as learner_model
+from srl.learner.batch import Example, collate
+from srl.learner.losses import sft_loss
+from srl.learner.model import TokenLogprobs, TokenValues
+from srl.learner.packing import ATTENTION, pack
+
+
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 150), st.integers(1, 4), st.booleans())
+def test_rows_hold_every_sequence_once_within_the_budget_and_equally_often_per_rank(lengths, budget, ranks, paired):
+    units = [str(index // 2) if paired else "" for index in range(len(lengths))]
+    plan = pack(lengths, budget, ranks, units)
+    assert len(plan) == ranks and len({len(rows) for rows in plan}) == 1
+    rows = [row for rank in plan for row in rank]
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    for row in rows:
+        assert sum(lengths[index] for index in row) <= budget or len({units[index] or index for index in row}) == 1
+    if paired:
+        row_of = {index: number for number, row in enumerate(rows) for index in row}
+        assert all(row_of[index] == row_of[index - 1] for index in range(1, len(lengths), 2))
+
+
+def test_rows_are_filled_evenly():
+    # 24 tokens, budget 12, two ranks: two rows. Largest first: 9 | 6, then 5 joins 6, then 4 joins 9: 13 is too much,
+    # so four rows: 9 | 6 | 5 | 4.
+    assert pack([9, 6, 5, 4], budget=12, ranks=2) == [[[0], [2]], [[1], [3]]]
+    assert pack([9, 6, 5, 3], budget=12, ranks=2) == [[[0, 3]], [[1, 2]]]
+
+
+def small_model(heads: int = 4, shared: int = 2) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=shared, tie_word_embeddings=True,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+EXAMPLES = [
+    Example(str(n), [(7 * n + 3 * i) % 64 for i in range(length)], [0.0] + [0.5 + n / 4] * (length - 1))
+    for n, length in enumerate((5, 11, 2, 8))
+]
+
+
+def gradients(module: torch.nn.Module, rows: list[list[Example]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    module.zero_grad()
+    total = sum(sft_loss(module(batch)[0], batch)[0] for batch in (collate(row, 0) for row in rows))
+    total.backward()
+    return total.detach(), [parameter.grad.clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("kind", [TokenLogprobs, TokenValues])
+def test_packed_equals_unpacked_in_loss_and_gradients(kind):
+    model = small_model()
+    model.set_attn_implementation(ATTENTION)
+    module = kind(model)
+    if kind is TokenValues:
+        torch.nn.init.normal_(module.value_head.weight)
+    for packed, alone in zip(gradients(module, [EXAMPLES]), gradients(module, [[e] for e in EXAMPLES]), strict=True):
+        torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probabilities_are_those_of_the_plain_model():
+    model = small_model()
+    with torch.no_grad():
+        logits = [model(torch.tensor([example.token_ids])).logits[0, :-1].log_softmax(-1) for example in EXAMPLES]
+    expected = [
+        row.gather(-1, torch.tensor(e.token_ids[1:])[:, None]).squeeze(-1) for row, e in zip(logits, EXAMPLES, strict=True)
+    ]
+    model.set_attn_implementation(ATTENTION)
+    found, entropy = TokenLogprobs(model)(collate(EXAMPLES, 0))
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-5, atol=1e-5)
+    by_hand = torch.cat([-(row.exp() * row).sum(-1) for row in logits])
+    torch.testing.assert_close(entropy, by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_a_change_in_one_sequence_leaves_the_others_alone():
+    model = small_model()
+    model.set_attn_implementation(ATTENTION)
+    before = TokenLogprobs(model)(collate(EXAMPLES, 0))[0]
+    changed = Example("1", [63] * 11, EXAMPLES[1].weights)
+    batch = collate([EXAMPLES[0], changed, *EXAMPLES[2:]], 0)
+    after = TokenLogprobs(model)(batch)[0]
+    same = after == before
+    assert same[batch.sequence != 1].all() and not same[batch.sequence == 1].any()
+
+
+def test_logits_in_parts_give_the_same_gradients(monkeypatch):
+    model = small_model()
+    model.set_attn_implementation(ATTENTION)
+    whole = gradients(TokenLogprobs(model), [EXAMPLES])
+    monkeypatch.setattr(learner_model, "LOGITS_AT_ONCE", 64 * 5)
+    parts = gradients(TokenLogprobs(model), [EXAMPLES])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sequence_beyond_the_models_window_is_refused():
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        use_sliding_window=True, sliding_window=8, max_window_layers=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    with pytest.raises(ValueError, match="a sequence of 11 tokens exceeds the model's attention window of 8"):
+        TokenLogprobs(model)(collate(EXAMPLES, 0))
