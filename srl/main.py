@@ -16,7 +16,7 @@ COMMANDS = {
     "stage1": ("phases", "sample attempts, verdicts and revisions; assemble demonstrations"),
     "sft": ("phases", "fine-tune on the demonstrations"),
     "rl": ("phases", "reinforcement learning from the fine-tuned model"),
-    "evaluate": ("phases", "evaluate base, fine-tuned and RL model, whichever exist"),
+    "evaluate": ("evaluate", "evaluate base, fine-tuned and RL model, or any model on any benchmark"),
     "report": ("report", "show the table and write report.html again"),
     "pretrain": ("pretrain", "train the embedded base model from nothing (it is shipped, so nobody needs to)"),
 }

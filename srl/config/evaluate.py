@@ -9,5 +9,9 @@ class EvaluateConfig(Section):
     problems: int = Field(1000, ge=1, description="Test problems per benchmark; fewer if the benchmark is smaller.")
     validation_problems: int = Field(200, ge=1, description="Validation problems used during RL.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    samples: int = Field(1, ge=1, description="Trajectories per test problem; above 1 rows also have majority votes.")
+    block: int = Field(
+        512, ge=1, description="Trajectories per rollout worker that are written together: what an interruption loses at most."
+    )
     samples_kept: int = Field(200, ge=0, description="Trajectories per method and benchmark written to trajectories.jsonl.")
     bootstrap: int = Field(1000, ge=100, description="Resamples of problems for the 95 % interval.")

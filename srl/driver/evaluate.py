@@ -1,14 +1,17 @@
-"""Evaluate one method on one benchmark: sample, grade, count."""
+"""Evaluate models on benchmarks: sample, grade, count. What is measured is kept, so an interrupted evaluation continues."""
 
 from collections.abc import Callable
 from typing import Any
 
+from srl.config import Config
 from srl.driver.session import Session
+from srl.evaluation.cell import Cell, Trajectories, fingerprint
 from srl.evaluation.metrics import summarise
+from srl.evaluation.scaling import scaling
 from srl.tasks.problems import Problem
-from srl.trajectory import Trajectory, to_record
+from srl.trajectory import StopReason, Trajectory, to_record
 
-# Methods of a run: which model, and how it is asked.
+# Methods of a run: which model, and how it is asked; "" is the base model and the trained model's own protocol.
 METHODS = {"base": ("", "prompted"), "intrinsic": ("", "intrinsic"), "ift": ("ift", ""), "rl": ("rl", "")}
 
 
@@ -25,13 +28,76 @@ def run_protocol(
 def evaluate(
     session: Session, method: str, benchmark: str, problems: list[Problem], progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Measure `method` and write its row and some of its trajectories to the run directory."""
+    """Measure one of `METHODS` and write its row and some of its trajectories to the run directory."""
     checkpoint, protocol = METHODS[method]
-    session.use_weights(str(session.run.file(f"checkpoints/{checkpoint}")) if checkpoint else session.base)
-    settings = session.config.evaluate
-    trajectories = run_protocol(session, protocol or session.config.protocol.name, f"test/{benchmark}", problems, progress)
-    row = summarise(
-        trajectories, method=method, benchmark=benchmark, temperature=settings.temperature, bootstrap=settings.bootstrap
+    config = session.config
+    model = str(session.run.file(f"checkpoints/{checkpoint}")) if checkpoint else session.base
+    settings = config.evaluate
+    cell = Cell(
+        method, model, protocol or config.protocol.name, benchmark, settings.temperature, settings.samples, config.run.seed
     )
+    return measure(session, cell, problems, progress)
+
+
+def measure(session: Session, cell: Cell, problems: list[Problem], progress: Callable[[int], None]) -> dict[str, Any]:
+    """Sample and grade what is missing of a cell, then write its row and some of its trajectories to the run directory.
+
+    A trajectory's tokens depend on its id and the seed alone, so neither the number of workers nor an interruption changes the
+    row. Raises ConfigError for a model folder without weights.
+    """
+    store = Trajectories(session.run.file(f"evaluations/{cell.slug()}"), identity(session.config, cell))
+    found = store.read()
+    wanted = [
+        (f"test/{cell.benchmark}/{problem.prompt_id}/{sample}", problem) for sample in range(cell.samples) for problem in problems
+    ]
+    missing = [(name, problem) for name, problem in wanted if name not in found]
+    progress(len(wanted) - len(missing))
+    size = session.config.evaluate.block * session.config.rollout.workers
+    if missing:
+        session.use_weights(cell.model)
+    for start in range(0, len(missing), size):
+        block = sample(session, cell, missing[start : start + size], progress)
+        store.add(block)
+        found.update((trajectory.id, trajectory) for trajectory in block)
+    return record(session, cell, [found[name] for name, _ in wanted])
+
+
+def sample(session: Session, cell: Cell, wanted: list[tuple[str, Problem]], progress: Callable[[int], None]) -> list[Trajectory]:
+    """Graded trajectories. A problem that leaves no room for an answer is one that the model cannot answer: LENGTH, no turns."""
+    started = [session.new_trajectory(name, problem) for name, problem in wanted]
+    for trajectory in started:
+        trajectory.seed = cell.seed
+    longest = session.config.model.max_length
+    too_long = [trajectory for trajectory in started if len(trajectory.prompt_token_ids) >= longest]
+    for trajectory in too_long:
+        trajectory.stop_reason = StopReason.LENGTH
+    progress(len(too_long))
+    fitting = [trajectory for trajectory in started if len(trajectory.prompt_token_ids) < longest]
+    done = session.pool().generate(cell.protocol, fitting, cell.temperature, progress)
+    session.grade(done)
+    return too_long + done
+
+
+def record(session: Session, cell: Cell, trajectories: list[Trajectory]) -> dict[str, Any]:
+    """The row of a cell, also written to results.json."""
+    settings = session.config.evaluate
+    row = summarise(
+        trajectories, method=cell.method, benchmark=cell.benchmark, temperature=cell.temperature, bootstrap=settings.bootstrap
+    )
+    row |= {"model": cell.model, "protocol": cell.protocol, "samples": cell.samples, "seed": cell.seed}
+    if cell.samples > 1:
+        row["scaling"] = scaling(trajectories)
     session.run.add_row(row, [to_record(trajectory) for trajectory in trajectories[: settings.samples_kept]])
     return row
+
+
+def identity(config: Config, cell: Cell) -> dict[str, Any]:
+    """Everything besides the cell itself that decides what the model answers and how that is graded."""
+    rollout, model = config.rollout, config.model
+    return {
+        "weights": fingerprint(cell.model),
+        "model": {"dtype": model.dtype, "max_length": model.max_length},
+        "prompts": config.prompts.model_dump(),
+        "protocol": config.protocol.model_dump(),
+        "tokens": [rollout.max_attempt_tokens, rollout.max_verdict_tokens, rollout.max_response_tokens],
+    }

@@ -74,6 +74,12 @@ class Session:
             print(f"WARNING: {alarm}", flush=True)
         apply_grades(trajectories, grades)
 
+    def stop_engines(self) -> None:
+        """Free what the rollout workers hold; the next use of `pool` starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool, self._holds = None, self.base
+
     def close(self) -> None:
         self.run.close()
         if ray.is_initialized():

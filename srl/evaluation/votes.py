@@ -164,6 +164,22 @@ def subsets(answers: Sequence[Answer], n: int, draws: int, seed: int) -> list[li
     return [rng.sample(list(answers), n) for _ in range(draws)]
 
 
+def early_stop(answers: Sequence[Answer], n: int, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """(probability of a right answer, samples used) when sampling ends at the first answer that the model calls correct.
+
+    At most n samples, in random order, mean over `draws` orders; when none is called correct, the majority of the n decides.
+    """
+    check_size(answers, n)
+    rng = random.Random(f"{seed} {n} {len(answers)}")
+    right, used = 0.0, 0
+    for _ in range(draws):
+        order = rng.sample(list(answers), n)
+        end = next((index for index, answer in enumerate(order) if answer.score == 1 and answer.key is not None), None)
+        right += vote(order) if end is None else order[end].right
+        used += n if end is None else end + 1
+    return right / draws, used / draws
+
+
 def check_size(answers: Sequence[Answer], n: int) -> None:
     if not 1 <= n <= len(answers):
         raise ValueError(f"n={n} of {len(answers)} samples per problem: n must be from 1 to the number of samples")
@@ -193,7 +209,7 @@ def oracle_at(trajectory: Trajectory, k: int) -> bool:
 
 
 def accuracy_at_tokens(
-    groups: dict[str, list[Answer]], budget: int, draws: int = 50, seed: int = 0
+    groups: dict[str, list[Answer]], budget: float, draws: int = 50, seed: int = 0
 ) -> tuple[float, float, float]:
     """(per cent right, sampled tokens per problem, samples per problem) of a majority among what `budget` tokens pay for.
 

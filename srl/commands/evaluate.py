@@ -1,0 +1,47 @@
+"""evaluate: the run's own models, or any model on any benchmark with any protocol."""
+
+import argparse
+
+from srl.commands import phases
+from srl.config import Config, ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    phases.add_arguments(parser)
+    add = parser.add_argument
+    add("--model", action="append", default=[], help="base, ift, rl, a Hugging Face folder or hub name; may be repeated")
+    add(
+        "--benchmark",
+        action="append",
+        default=[],
+        help="a benchmark, a file of problems or a hub data set; may be repeated",
+    )
+    add("--protocol", action="append", default=[], help="long_chain, two_turn, prompted, intrinsic, ...; may be repeated")
+    add("--temperature", type=float, help="0 is greedy (default: evaluate.temperature)")
+    add("--samples", type=int, help="trajectories per problem (default: evaluate.samples)")
+    add("--sampling-seed", type=int, help="seed of the samples (default: run.seed)")
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    asked = (
+        options.benchmark
+        or options.protocol
+        or [value for value in (options.temperature, options.samples, options.sampling_seed) if value is not None]
+    )
+    if not options.model:
+        if asked:
+            raise ConfigError("evaluate: --benchmark, --protocol, --temperature, --samples and --sampling-seed need a --model")
+        phases.run(options, config)
+        return
+    if (options.samples is not None and options.samples < 1) or (options.temperature is not None and options.temperature < 0):
+        raise ConfigError(f"--samples {options.samples}, --temperature {options.temperature}: at least 1 and at least 0")
+    if options.dry_run:
+        phases.dry_run(config)
+        return
+    from srl.driver.models import Request, evaluate_models
+    from srl.driver.run import show
+
+    request = Request(
+        options.model, options.benchmark, options.protocol, options.temperature, options.samples, options.sampling_seed
+    )
+    show(evaluate_models(config, request))

@@ -1,0 +1,124 @@
+"""Evaluation of any models on any benchmarks, from the command line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+
+from srl.config import Config, ConfigError
+from srl.driver.evaluate import METHODS, measure
+from srl.driver.session import Session, connect, load_task
+from srl.evaluation.cell import Cell
+from srl.learner.model import check_model
+from srl.observe.progress import bar, say
+from srl.observe.run_directory import RunDirectory
+from srl.protocols.chat import model_folder
+from srl.protocols.protocol import build_protocol
+from srl.tasks.problems import Problem, check_golds, load_problems
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate. Models: `base`, a checkpoint of the run (`ift`, `rl`, ...), a folder or a hub name; no benchmark means
+    those of the run."""
+
+    models: list[str]
+    benchmarks: list[str] = field(default_factory=list)
+    protocols: list[str] = field(default_factory=list)
+    temperature: float | None = None
+    samples: int | None = None
+    seed: int | None = None
+
+
+def evaluate_models(config: Config, request: Request) -> RunDirectory:
+    """Measure every model with every protocol on every benchmark; rows go to the run's results.json. Returns the run.
+
+    Raises ConfigError for a model, benchmark or protocol that is none, before any engine starts.
+    """
+    path = RunDirectory.locate(config)
+    sources = {name: source_of(name, config, path) for name in request.models}
+    for source in sources.values():
+        check_model(with_model(config, source, path))
+    problems = {name: tests for wanted in request.benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    run = RunDirectory(config)
+    try:
+        connect(config)
+        for name, source in sources.items():
+            session = Session(with_model(config, source, path), run)
+            for protocol in request.protocols or [default_protocol(name, config)]:
+                check_protocol(protocol, session)
+                for title, tests in problems.items():
+                    cell = cell_of(name, source, protocol, title, request, config)
+                    with bar(len(tests) * cell.samples, "trajectories") as progress:
+                        row = measure(session, cell, tests, progress)
+                    numbers = "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta"))
+                    say(f"{cell.method} on {title}: {numbers}")
+            session.stop_engines()
+    finally:
+        run.close()
+        if ray.is_initialized():
+            ray.shutdown()
+    return run
+
+
+def source_of(name: str, config: Config, run: Path) -> str:
+    """Folder or hub name of a model. Raises ConfigError when a path leads nowhere."""
+    if name == "base":
+        return model_folder(config.model.path)
+    if (run / "checkpoints" / name).is_dir():
+        return str(run / "checkpoints" / name)
+    if Path(name).is_dir():
+        return str(Path(name).absolute())
+    if name in {checkpoint for checkpoint, _ in METHODS.values()}:
+        raise ConfigError(f"--model {name}: {run} has no such checkpoint yet")
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise ConfigError(f"--model {name}: neither a checkpoint of {run}, nor a folder, nor a name such as owner/model")
+    return name
+
+
+def with_model(config: Config, source: str, run: Path) -> Config:
+    """The configuration whose engines can hold this model: checkpoints of the run are loaded into engines of its base model."""
+    if source == model_folder(config.model.path) or Path(source).is_relative_to(run):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": source})})
+
+
+def default_protocol(model: str, config: Config) -> str:
+    """The base model has to be asked for a verdict; any other is taken for one that was trained to give it."""
+    return "prompted" if model == "base" else config.protocol.name
+
+
+def check_protocol(name: str, session: Session) -> None:
+    try:
+        build_protocol(name, session.config, session.chat)
+    except KeyError:
+        raise ConfigError(f"--protocol {name}: there is no such protocol") from None
+
+
+def benchmark(name: str, config: Config) -> dict[str, list[Problem]]:
+    """Problems by benchmark: those of the configuration for "", one of them by name, else a file or a data set on the hub."""
+    keys = (config.task.question_key, config.task.answer_key)
+    if config.task.name == "file" and name in config.task.test:
+        tests = {name: load_problems(config.task.test[name], *keys, config.evaluate.problems)}
+    elif name in ("", "chains"):
+        return load_task(config)["test"]
+    else:
+        tests = {Path(name).stem: load_problems(name, *keys, config.evaluate.problems)}
+    for title, problems in tests.items():
+        check_golds(problems, title)
+    return tests
+
+
+def cell_of(name: str, source: str, protocol: str, benchmark: str, request: Request, config: Config) -> Cell:
+    """The method's name in the table says what differs from the run's own rows."""
+    settings = config.evaluate
+    temperature = settings.temperature if request.temperature is None else request.temperature
+    samples, seed = request.samples or settings.samples, config.run.seed if request.seed is None else request.seed
+    asked = {(checkpoint or "base", own or config.protocol.name): title for title, (checkpoint, own) in METHODS.items()}
+    model = Path(name).name if "/" in name else name
+    words = [asked[name, protocol]] if (name, protocol) in asked else [model, protocol]
+    words = [model] if words == [model, default_protocol(name, config)] else words
+    words += [] if temperature == settings.temperature else ["greedy" if temperature == 0 else f"T {temperature:g}"]
+    words += [] if samples == settings.samples else [f"{samples} samples"]
+    words += [] if seed == config.run.seed else [f"seed {seed}"]
+    return Cell(", ".join(words), source, protocol, benchmark, temperature, samples, seed)

@@ -1,0 +1,73 @@
+"""One cell of a results table: which model is asked how, on what, and the trajectories that are there already."""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from srl.trajectory import Trajectory, from_record, to_record
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`method` names it in the table; `model` is a folder or hub name."""
+
+    method: str
+    model: str
+    protocol: str
+    benchmark: str
+    temperature: float
+    samples: int
+    seed: int
+
+    def slug(self) -> str:
+        """A folder name, readable and distinct."""
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.method} {self.benchmark}").strip("-")
+        return f"{words[:60]}-{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]}"
+
+
+class Trajectories:
+    """Graded trajectories of a cell in a folder of Parquet files, each written whole or not at all; keyed by id.
+
+    They belong to one state of the model and the wording (`identity`): when that has changed, what an earlier evaluation left is
+    deleted. More samples or problems add to what is there.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self.folder, note = folder, folder / "identity.json"
+        text = json.dumps(identity, indent=1, sort_keys=True)
+        if folder.is_dir() and not (note.is_file() and note.read_text() == text):
+            for file in folder.iterdir():
+                file.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            replace(note, text.encode())
+
+    def read(self) -> dict[str, Trajectory]:
+        found = {}
+        for file in sorted(self.folder.glob("*.parquet")):
+            found.update((record["id"], from_record(record)) for record in pq.read_table(file).to_pylist())
+        return found
+
+    def add(self, trajectories: list[Trajectory]) -> None:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([to_record(item) for item in trajectories]), buffer, compression="zstd")
+        replace(self.folder / f"{len(list(self.folder.glob('*.parquet'))):05}.parquet", buffer.getvalue().to_pybytes())
+
+
+def replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def fingerprint(model: str) -> list[list[Any]]:
+    """Name, size and time of the weight files of a model folder; nothing for a name on the hub."""
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

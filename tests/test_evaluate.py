@@ -1,0 +1,230 @@
+"""Evaluation without an engine: what is kept, what continues, and what unusable output becomes."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from srl.config import Config, ConfigError, load_config
+from srl.driver import models
+from srl.driver.evaluate import evaluate, measure
+from srl.evaluation.cell import Cell
+from srl.observe.run_directory import RunDirectory
+from srl.protocols.protocol import Sampled, append_chain, chain_end
+from srl.tasks.problems import Problem, to_problem
+from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind
+
+PROBLEMS = [to_problem(f"What is {number}?", str(number)) for number in range(20)]
+SOLVED = r"So \boxed{%s}" + "\n[VERIFY] correct"
+
+
+class Letters:
+    """A tokenizer whose tokens are characters; the end token is 0."""
+
+    stop_ids = (0,)
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(token) for token in ids if token)
+
+    def tokens_before(self, ids: list[int], characters: int) -> int:
+        return min(characters, len(ids))
+
+
+class Answering:
+    """A session whose model writes `text(trajectory)`; a grader that compares strings. `limit` trajectories, then it dies."""
+
+    def __init__(self, config: Config, text: Callable[[Trajectory], str], limit: int | None = None):
+        self.config, self.text, self.limit = config, text, limit
+        self.run, self.base = RunDirectory(config), "base"
+        self.asked: list[str] = []
+
+    def pool(self) -> "Answering":
+        return self
+
+    def use_weights(self, folder: str) -> None:
+        pass
+
+    def new_trajectory(self, name: str, problem: Problem) -> Trajectory:
+        return Trajectory(name, problem.prompt_id, problem.question, problem.gold, list(map(ord, problem.question)))
+
+    def generate(self, protocol: str, trajectories: list[Trajectory], temperature: float, progress) -> list[Trajectory]:
+        for trajectory in trajectories:
+            if self.limit is not None and len(self.asked) >= self.limit:
+                raise KeyboardInterrupt
+            self.asked.append(trajectory.id)
+            text = self.text(trajectory)
+            ids = [*map(ord, text), 0] if len(text) < 400 else list(map(ord, text[:400]))
+            sampled = Sampled(TurnKind.ATTEMPT, ids, [-0.5] * len(ids), 0, finished_by_length=len(text) >= 400)
+            append_chain(trajectory, sampled, Letters(), "verify")
+            trajectory.stop_reason = chain_end(trajectory).reason
+        progress(len(trajectories))
+        return trajectories
+
+    def grade(self, trajectories: list[Trajectory]) -> None:
+        for turn, gold in ((turn, item.gold) for item in trajectories for turn in item.answers()):
+            turn.outcome = Outcome.NO_ANSWER if turn.answer is None else Outcome.INCORRECT
+            turn.outcome = Outcome.CORRECT if turn.answer == gold else turn.outcome
+
+
+def often_right(trajectory: Trajectory) -> str:
+    """Depends on the trajectory's id and seed alone, as sampling does."""
+    dice = hashlib.sha256(f"{trajectory.id} {trajectory.seed}".encode()).digest()
+    first = trajectory.gold if dice[0] < 150 else "99"
+    said = "correct" if (dice[1] < 200) is (first == trajectory.gold) else "wrong"
+    again = rf" Again \boxed{{{trajectory.gold}}}" if said == "wrong" else ""
+    return rf"So \boxed{{{first}}}" + f"\n[VERIFY] {said}" + again
+
+
+def config_in(folder: Path, *more: str) -> Config:
+    return load_config(None, [f"run.directory={folder}", "evaluate.bootstrap=100", "evaluate.block=4", *more])
+
+
+def cell(**changes) -> Cell:
+    fields = {
+        "method": "m", "model": "base", "protocol": "long_chain", "benchmark": "b", "temperature": 1.0, "samples": 1, "seed": 0
+    }  # fmt: skip
+    return Cell(**fields | changes)
+
+
+def quietly(count: int) -> None:
+    pass
+
+
+def row_of(folder: Path, text=often_right, problems=PROBLEMS, asked: Cell | None = None, *more: str) -> dict:
+    return measure(Answering(config_in(folder, *more), text), asked or cell(), problems, quietly)
+
+
+def test_an_interrupted_evaluation_continues_and_gives_the_undisturbed_row(tmp_path: Path):
+    undisturbed = row_of(tmp_path / "one")
+    stopped = Answering(config_in(tmp_path / "two"), often_right, limit=10)
+    with pytest.raises(KeyboardInterrupt):
+        measure(stopped, cell(), PROBLEMS, quietly)
+    assert stopped.run.rows() == []
+    continued = Answering(config_in(tmp_path / "two"), often_right)
+    heard: list[int] = []
+    assert measure(continued, cell(), PROBLEMS, heard.append) == undisturbed
+    assert len(continued.asked) == 12 and not set(continued.asked) & set(stopped.asked[:8])  # blocks of 4: 8 were kept
+    assert sum(heard) == len(PROBLEMS)
+
+
+def test_a_finished_evaluation_asks_nothing_again(tmp_path: Path):
+    first = row_of(tmp_path)
+    again = Answering(config_in(tmp_path), often_right)
+    assert measure(again, cell(), PROBLEMS, quietly) == first and again.asked == []
+    assert len(again.run.rows()) == 1
+
+
+def test_the_row_depends_neither_on_the_number_of_workers_nor_on_the_order_of_problems(tmp_path: Path):
+    rows = [
+        row_of(tmp_path / "one"),
+        row_of(tmp_path / "three", often_right, PROBLEMS, None, "rollout.workers=3"),
+        row_of(tmp_path / "order", often_right, PROBLEMS[::-1]),
+        row_of(tmp_path / "blocks", often_right, PROBLEMS, None, "evaluate.block=7"),
+    ]
+    assert all(row == rows[0] for row in rows) and 0 < rows[0]["turn1"] < 100 and rows[0]["i2c"] > 0
+
+
+def test_more_samples_or_problems_add_to_what_is_there(tmp_path: Path):
+    config = config_in(tmp_path)
+    measure(Answering(config, often_right), cell(samples=2), PROBLEMS[:10], quietly)
+    more = Answering(config, often_right)
+    measure(more, cell(samples=2), PROBLEMS, quietly)
+    assert len(more.asked) == 20
+    row = more.run.rows()[0]
+    assert (row["n"], row["trajectories"], row["samples"]) == (20, 40, 2)
+    assert row["scaling"]["n"] == [1, 2] and row["scaling"]["maj"][0] == row["final"]
+
+
+def test_another_seed_is_another_cell_with_other_answers(tmp_path: Path):
+    assert row_of(tmp_path, asked=cell(seed=1))["turn1"] != row_of(tmp_path, asked=cell(seed=2))["turn1"]
+
+
+def test_changed_weights_or_wording_are_measured_anew(tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"1")
+    asked = cell(model=str(folder))
+    row_of(tmp_path / "runs", asked=asked)
+    (folder / "model.safetensors").write_bytes(b"22")
+    again = Answering(config_in(tmp_path / "runs"), often_right)
+    measure(again, asked, PROBLEMS, quietly)
+    assert len(again.asked) == len(PROBLEMS)
+
+
+UNUSABLE = {
+    "empty": "",
+    "blank": " \n \n",
+    "no verdict": r"\boxed{%s}",
+    "verdict before the answer": "[VERIFY] correct\n\\boxed{%s}",
+    "only a verdict": "[VERIFY] wrong",
+    "another language": "答案是四十二。\u200b🤖",
+    "endless": "again " * 100,
+    "verdicts without end": "[VERIFY] wrong " * 20,
+    "wrong, then nothing": "\\boxed{%s}\n[VERIFY] wrong",
+    "box that never closes": "\\boxed{%s [VERIFY] correct",
+    "markers inside boxes": "\\boxed{\\text{[VERIFY] wrong.}} \\boxed{%s}",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_output_is_measured(name: str, tmp_path: Path):
+    text = UNUSABLE[name]
+    row = row_of(tmp_path, lambda trajectory: text.replace("%s", trajectory.gold))
+    assert row["trajectories"] == row["n"] == len(PROBLEMS)
+    assert sum(row["stops"].values()) == sum(row["transitions"].values()) == len(PROBLEMS)
+    assert row["delta"] == pytest.approx(row["i2c"] - row["c2i"])
+    if "%s" not in text:
+        assert (row["turn1"], row["final"]) == (0, 0)
+    if name in ("empty", "blank", "no verdict", "another language", "endless", "wrong, then nothing", "only a verdict"):
+        assert row["format_failures"] == 100
+
+
+def test_a_mixture_of_usable_and_unusable_output_loses_no_problem(tmp_path: Path):
+    texts = [*UNUSABLE.values(), SOLVED]
+    row = row_of(tmp_path, lambda item: texts[int(item.gold) % len(texts)].replace("%s", item.gold), asked=cell(samples=3))
+    assert row["trajectories"] == 60 and row["scaling"]["n"] == [1, 2, 3]
+
+
+def test_a_problem_without_room_for_an_answer_counts_as_not_answered(tmp_path: Path):
+    long = to_problem("long " * 200, "7")
+    session = Answering(config_in(tmp_path), lambda trajectory: SOLVED % trajectory.gold)
+    row = measure(session, cell(), [*PROBLEMS, long], quietly)
+    assert row["stops"]["length"] == 1 and row["final"] == pytest.approx(100 * 20 / 21, abs=0.01)
+    assert len(session.asked) == 20
+
+
+def test_methods_of_a_run_use_its_checkpoints_and_protocols(tmp_path: Path):
+    session = Answering(config_in(tmp_path), often_right)
+    rows = [evaluate(session, method, "b", PROBLEMS[:4], quietly) for method in ("base", "intrinsic", "ift")]
+    assert [row["protocol"] for row in rows] == ["prompted", "intrinsic", "long_chain"]
+    assert rows[0]["model"] == "base" and rows[2]["model"].endswith("checkpoints/ift")
+
+
+def test_names_of_methods_say_what_differs_from_the_rows_of_the_run(tmp_path: Path):
+    config = config_in(tmp_path)
+
+    def named(model: str, protocol: str, **changes) -> str:
+        return models.cell_of(model, "folder", protocol, "b", models.Request([model], **changes), config).method
+
+    assert named("base", "prompted") == "base" and named("base", "intrinsic") == "intrinsic"
+    assert named("rl", "long_chain") == "rl" and named("rl", "intrinsic") == "rl, intrinsic"
+    assert named("/models/mine", "long_chain", temperature=0.0, samples=4) == "mine, greedy, 4 samples"
+    assert named("base", "prompted", temperature=0.7, seed=3) == "base, T 0.7, seed 3"
+
+
+def test_cells_that_differ_in_anything_have_folders_of_their_own():
+    changes = [{}, {"seed": 1}, {"samples": 2}, {"temperature": 0.0}, {"benchmark": "b!"}, {"protocol": "intrinsic"}]
+    slugs = [cell(**change).slug() for change in changes]
+    assert len(set(slugs)) == len(slugs) and all(slug.replace("-", "").replace(".", "").isalnum() for slug in slugs)
+
+
+@pytest.mark.parametrize(("model", "says"), [("ift", "no such checkpoint yet"), ("./nowhere", "neither a checkpoint")])
+def test_a_model_that_is_not_there_is_refused(model: str, says: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=says):
+        models.evaluate_models(config_in(tmp_path), models.Request([model]))
+
+
+def test_stop_reasons_of_unusable_output_have_names(tmp_path: Path):
+    row = row_of(tmp_path, lambda trajectory: UNUSABLE["endless"])
+    assert row["stops"][StopReason.LENGTH] == len(PROBLEMS)
