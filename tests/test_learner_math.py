@@ -1,15 +1,15 @@
-"""Losses, advantages, schedule and batches. Numbers are worked by hand in the comments beside them."""
+"""Fine-tuning and clipped losses, schedule and batches. Numbers are worked by hand in the comments beside them."""
 
-from math import exp, log, sqrt
+from math import exp, log
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.learner.advantages import group_advantages
 from srl.learner.batch import Batch, Example, collate, policy_example, weighted_example
-from srl.learner.losses import k3, policy_loss, sft_loss
+from srl.learner.losses import sft_loss
+from srl.learner.losses.policy import k3, policy_loss
 from srl.learner.packing import pack
 from srl.learner.schedule import schedule
 from srl.trajectory import Trajectory, Turn, TurnKind
@@ -26,12 +26,15 @@ def flat(weights: list[float], advantages: list[float] | None = None, old: list[
         torch.tensor(weights),
         torch.tensor(advantages or [0.0] * count),
         torch.tensor(old or [0.0] * count),
+        *(torch.zeros(count) for _ in ("kl", "values", "returns")),
+        sequence=torch.zeros(count, dtype=torch.long),
         reference_logprobs=None if reference is None else torch.tensor(reference),
     )
 
 
 def clipped(logprobs: torch.Tensor, batch: Batch, kl: float = 0.0):
-    return policy_loss(logprobs, batch, clip_low=0.2, clip_high=0.2, kl=kl)
+    batch.kl = torch.full_like(batch.weights, kl)
+    return policy_loss(logprobs, batch, clip_low=0.2, clip_high=0.2)
 
 
 # --- losses
@@ -73,7 +76,7 @@ def test_clipping_by_hand():
 
 def test_lower_and_upper_clip_are_separate():
     logprobs = torch.tensor([log(1.5), log(0.5)])
-    loss, _ = policy_loss(logprobs, flat([1.0, 1.0], [1.0, -1.0]), clip_low=0.4, clip_high=0.3, kl=0.0)
+    loss, _ = policy_loss(logprobs, flat([1.0, 1.0], [1.0, -1.0]), clip_low=0.4, clip_high=0.3)
     assert loss.item() == pytest.approx(-0.7)  # -(min(1.5, 1.3) + min(-0.5, -0.6))
 
 
@@ -193,7 +196,7 @@ def test_fine_tuning_puts_no_weight_on_prompt_wrong_attempt_and_instruction():
 
 
 def test_reinforcement_trains_every_sampled_token_and_nothing_that_was_said():
-    example = policy_example(two_turn(), advantage=0.5)
+    example = policy_example(two_turn(), 0.5)
     assert example.token_ids == two_turn().token_ids()
     assert example.weights == [0, 0, 1, 1, 1, 0, 0, 1, 1]
     assert example.old_logprobs == [0, 0, -0.1, -0.2, -0.3, 0, 0, -0.4, -0.5]
@@ -202,43 +205,7 @@ def test_reinforcement_trains_every_sampled_token_and_nothing_that_was_said():
     assert batch.ids[batch.trained].tolist() == [3, 4, 5, 8, 9]
 
 
-# --- advantages and schedule
-
-
-def test_group_advantages_by_hand():
-    # Mean 1/4, variance 1/4 * 3/4 = 3/16, deviation sqrt(3)/4: (3/4) / (sqrt(3)/4) = sqrt(3), (-1/4) / (sqrt(3)/4) = -1/sqrt(3).
-    rewards, groups = [1.0, 0.0, 0.0, 0.0], ["p"] * 4
-    assert group_advantages(rewards, groups, normalise_std=True) == pytest.approx([sqrt(3)] + [-1 / sqrt(3)] * 3)
-    assert group_advantages(rewards, groups, normalise_std=False) == [0.75, -0.25, -0.25, -0.25]
-
-
-def test_groups_do_not_see_each_other_and_need_not_be_adjacent():
-    rewards, groups = [1.0, 5.0, 0.0, 7.0], ["p", "q", "p", "q"]  # means 0.5 and 6
-    assert group_advantages(rewards, groups, normalise_std=False) == [0.5, -1.0, -0.5, 1.0]
-    assert group_advantages(rewards, groups, normalise_std=True) == [1.0, -1.0, -1.0, 1.0]
-
-
-@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
-def test_a_group_without_signal_gets_exactly_zero(reward):
-    for normalise_std in (True, False):
-        assert group_advantages([reward] * 3, ["p"] * 3, normalise_std) == [0.0] * 3
-    assert group_advantages([], [], True) == []
-
-
-def test_rewards_and_groups_must_be_equally_many():
-    with pytest.raises(ValueError, match="zip"):
-        group_advantages([1.0], ["p", "p"], True)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abc")), min_size=1, max_size=30))
-def test_advantages_of_a_group_add_up_to_zero_with_variance_one_or_zero(pairs):
-    rewards, groups = zip(*pairs, strict=True)
-    found = group_advantages(rewards, groups, normalise_std=True)
-    for group in set(groups):
-        values = [value for value, name in zip(found, groups, strict=True) if name == group]
-        assert sum(values) == pytest.approx(0, abs=1e-9)
-        variance = sum(value**2 for value in values) / len(values)
-        assert variance == pytest.approx(1) or values == [0.0] * len(values)
+# --- schedule
 
 
 def test_schedule_by_hand():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from srl.config import Config, load_config
 from srl.driver.pretrain import encode
+from srl.pipelines.restarts import given as as_given
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import Sampled, append_chain, build_protocol
 from srl.rollout.engine import Completion, Sampling
@@ -237,3 +238,23 @@ def test_tokens_before_is_the_fewest_tokens_that_reach_so_far(chat, ids, data):
     count = chat.tokens_before(ids, characters)
     assert len(chat.decode(ids[:count])) >= characters
     assert count == 0 or len(chat.decode(ids[: count - 1])) < characters
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "stop"),
+    [
+        (f"\n{CHECKED_RIGHT}", [A, V], StopReason.VERIFIED),
+        (f"\n{CHECKED_WRONG}\n{RIGHT}", [A, V, R], StopReason.ROUNDS),
+        ("\nStart at 5", [A, A], StopReason.NO_VERDICT),
+    ],
+)
+def test_a_chain_goes_on_after_a_given_attempt_without_touching_it(chat, text, expected, stop):
+    first, _ = play(chat, "long_chain", f"{SLIP}\n{CHECKED_WRONG}\n{RIGHT}")
+    given_attempt = as_given(first.turns[0])
+    start = Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)), [given_attempt])
+    before = list(given_attempt.token_ids)
+    trajectory, engine = play(chat, "long_chain", text, start=start)
+    assert kinds(trajectory) == expected and trajectory.stop_reason is stop
+    assert trajectory.turns[0].token_ids == before and not trajectory.turns[0].sampled and trajectory.turns[0].answer == "56"
+    assert [token for turn in trajectory.turns[1:] for token in turn.token_ids] == engine.generations[0]
+    assert [turn.answer for turn in trajectory.turns[1:]] == [None] + ["66"] * (len(expected) - 2)

@@ -1,7 +1,7 @@
 """Every setting, with its unit and default, one file for each part of the system.
 
 Sections follow the flow of data: model, task, prompts (wording), protocol, rollout, reward, stage1, learner, sft, rl,
-evaluate, run.
+credit, objective, critic (all three of stage 2), evaluate, run.
 """
 
 from srl.config.evaluate import EvaluateConfig
@@ -9,7 +9,7 @@ from srl.config.learner import LearnerConfig
 from srl.config.load import CONFIGS, Config, load_config, valid_keys
 from srl.config.pretrain import PretrainConfig, PretrainStage
 from srl.config.reward import RewardConfig
-from srl.config.rl import RlConfig
+from srl.config.rl import CreditConfig, CriticConfig, ObjectiveConfig, RlConfig
 from srl.config.rollout import ProtocolConfig, RolloutConfig
 from srl.config.run import RunConfig
 from srl.config.section import ConfigError
@@ -20,9 +20,12 @@ __all__ = [
     "CONFIGS",
     "Config",
     "ConfigError",
+    "CreditConfig",
+    "CriticConfig",
     "EvaluateConfig",
     "LearnerConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "PretrainConfig",
     "PretrainStage",
     "PromptsConfig",

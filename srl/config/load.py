@@ -11,7 +11,7 @@ from srl.config.evaluate import EvaluateConfig
 from srl.config.learner import LearnerConfig
 from srl.config.pretrain import PretrainConfig
 from srl.config.reward import RewardConfig
-from srl.config.rl import RlConfig
+from srl.config.rl import CreditConfig, CriticConfig, ObjectiveConfig, RlConfig
 from srl.config.rollout import ProtocolConfig, RolloutConfig
 from srl.config.run import RunConfig
 from srl.config.section import ConfigError, Section
@@ -32,6 +32,9 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
+    credit: CreditConfig = CreditConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    critic: CriticConfig = CriticConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     pretrain: PretrainConfig = PretrainConfig()
     run: RunConfig = RunConfig()

@@ -8,9 +8,10 @@ from srl.config.section import Section
 
 
 class ProtocolConfig(Section):
-    name: Literal["long_chain", "two_turn"] = Field(
+    name: Literal["long_chain", "two_turn", "prompted", "intrinsic", "attempt"] = Field(
         "long_chain",
-        description="Form of the trained model's answers: one assistant message, or attempt+verdict, user, revision.",
+        description="Form of the trained model's answers: one assistant message; attempt+verdict, user, revision; a verdict and "
+        "after `wrong` a revision when asked (PAG); a second attempt when asked, without verdict (SCoRe); one attempt.",
     )
     grammar: Literal["verify", "yes_no"] = Field(
         "verify",

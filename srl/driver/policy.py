@@ -1,41 +1,247 @@
-"""One update of the policy: graded trajectories to rewards, advantages, examples, optimizer steps."""
+"""One update of the policy: graded trajectories to rewards, advantages or pairs, examples, optimizer steps.
+
+Which of them is the recipe's choice: `rl.filters`, `credit`, `objective`. Nothing here knows where trajectories come from.
+"""
 
 import functools
 from collections.abc import Sequence
 
-from srl.config import RlConfig
-from srl.learner.advantages import group_advantages
+import numpy as np
+import torch
+
+from srl.config import Config
+from srl.config.names import look_up
 from srl.learner.batch import Example, policy_example
+from srl.learner.credit import Rewards, TokenArrays, assign_credit, kl_weights
 from srl.learner.group import LearnerGroup
-from srl.learner.losses import policy_loss
-from srl.reward.rules import final_outcome
+from srl.learner.losses import Loss, sft_loss
+from srl.learner.losses.policy import KL_ESTIMATES, policy_loss, value_loss
+from srl.learner.losses.preference import dpo_loss, kto_loss
+from srl.learner.schedule import adapted
+from srl.pipelines.filters import FILTERS, apply_filters, groups, solved
+from srl.pipelines.pairs import PAIR_RULES, build_pairs
+from srl.reward.consistency import rank_consistency
+from srl.reward.shaping import REWARDS, alone_trajectories, self_aligned_rewards, turn_rewards
 from srl.trajectory import Trajectory
 
-
-def reward(trajectories: Sequence[Trajectory]) -> None:
-    """Set the reward of graded trajectories."""
-    for trajectory in trajectories:
-        trajectory.reward = final_outcome(trajectory)
+Metrics = dict[str, float]
+Groups = list[list[Example]]  # examples that stay in one mini-batch
+SELF_ALIGNED = "self_aligned"  # the one reward that needs the policy: it scores the answers once more, without the question
 
 
-def update_policy(
-    settings: RlConfig, learners: LearnerGroup, trajectories: list[Trajectory], learning_rate: float
-) -> tuple[list[dict[str, float]], int]:
-    """The metrics of each optimizer step, and how many groups had no signal."""
-    loss = functools.partial(policy_loss, clip_low=settings.clip_low, clip_high=settings.clip_high, kl=settings.kl)
-    mini_batches, silent = policy_batches(trajectories, settings.normalise_std, settings.mini_batches)
-    return [learners.train(examples, loss, learning_rate) for examples in mini_batches], silent
+class PolicyUpdate:
+    """The learners and what lasts from step to step: the frozen models, the critic, the adapted weight of the KL."""
+
+    def __init__(self, config: Config, start: str, opening: list[int]):
+        """`start` is the folder of policy and reference; `opening` are the prompt tokens of an empty question."""
+        rl = config.rl
+        self.config, self.opening = config, opening
+        self.rules, self.filters, self.pair_rules = recipe_functions(config)
+        reference = start if needs_reference(config) else None
+        self.learners = LearnerGroup(config, start, reference, rl.learning_rate, rl.weight_decay, rl.gradient_clip)
+        self.critic = None
+        if config.credit.advantage == "gae":
+            rate = config.critic.learning_rate
+            self.critic = LearnerGroup(config, start, None, rate, rl.weight_decay, rl.gradient_clip, critic=True)
+        self.kl_factor = 1.0
+        self.has_previous = False
+
+    def step(self, trajectories: list[Trajectory], step: int, learning_rate: float) -> Metrics:
+        """Set every trajectory's reward and train on them; metrics are means over the optimizer steps."""
+        rewards = self.reward(trajectories)
+        kept, metrics = apply_filters(trajectories, self.filters)
+        kept_ids = {trajectory.id for trajectory in kept}
+        rewards = [own for trajectory, own in zip(trajectories, rewards, strict=True) if trajectory.id in kept_ids]
+        make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
+            self.config.objective.loss, self.comparisons
+        )
+        examples, loss, found = make(kept, rewards)
+        if self.config.objective.consistency:
+            self.learners.freeze("previous")
+            self.has_previous = True
+        updates = self.train(examples, loss, step, learning_rate)
+        every = self.config.rl.reference_every
+        if every and (step + 1) % every == 0:
+            self.learners.freeze("reference")
+        means = mean_metrics(updates)
+        if self.config.objective.kl_target and "kl" in means:
+            self.kl_factor = adapted(self.kl_factor, means["kl"], self.config.objective.kl_target)
+        return {**metrics, **found, "kl_factor": self.kl_factor, "optimizer_steps": len(updates), **means}
+
+    def train(self, examples: Groups, loss: Loss, step: int, learning_rate: float) -> list[Metrics]:
+        """Metrics of each optimizer step of the policy; the critic takes one on the same examples before it."""
+        settings, updates = self.config.rl, []
+        for _ in range(settings.epochs):
+            for batch in mini_batches(examples, settings.mini_batches):
+                found: Metrics = {}
+                if self.critic:
+                    rate = self.config.critic.learning_rate
+                    learned = self.critic.train(batch, functools.partial(value_loss, clip=self.config.critic.clip), rate)
+                    found = {
+                        f"critic_{name}": value for name, value in learned.items() if name not in ("entropy", "trained_tokens")
+                    }
+                if not self.critic or step >= self.config.critic.warmup_steps:
+                    found |= self.learners.train(batch, loss, learning_rate)
+                updates.append(found)
+        return updates
+
+    def close(self) -> None:
+        self.learners.close()
+        if self.critic:
+            self.critic.close()
+
+    def reward(self, trajectories: list[Trajectory]) -> Rewards:
+        """The rewards of all turns; each trajectory's `reward` becomes their sum."""
+        rewards = [turn_rewards(trajectory, self.rules) for trajectory in trajectories]
+        if weight := self.config.credit.rewards.get(SELF_ALIGNED):
+            alone = [example for t in trajectories for example in alone_trajectories(t, self.opening)]
+            scored = self.learners.logprobs([policy_example(item, 0.0) for item in alone])
+            for trajectory, own in zip(trajectories, rewards, strict=True):
+                for index, value in self_aligned_rewards(trajectory, scored).items():
+                    own[index] += weight * value
+        for trajectory, own in zip(trajectories, rewards, strict=True):
+            trajectory.reward = sum(own)
+        return rewards
+
+    def comparisons(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+        """Policy gradient: an advantage for every sampled token. Groups without any are left out and counted."""
+        objective = self.config.objective
+        weights = [self.kl_factor * kl_weights(t, objective.kl, objective.kl_by) for t in trajectories]
+        penalties = None
+        if objective.kl_in == "reward" and needs_reference(self.config):
+            penalties = [w * kl_t for w, kl_t in zip(weights, self.divergences(trajectories, objective.kl_estimate), strict=True)]
+            weights = [np.zeros_like(weights_t) for weights_t in weights]
+        values = self.values(trajectories) if self.critic else None
+        credit = self.config.credit
+        advantages, returns = assign_credit(credit, self.config.critic, trajectories, rewards, penalties, values)
+        by_group: dict[str, list[Example]] = {}
+        speaking = set()
+        for index, trajectory in enumerate(trajectories):
+            if not trajectory.sampled_tokens():
+                continue
+            columns = {"kl": weights[index]}
+            if values:
+                columns |= {"values": values[index], "returns": returns[index]}
+            example = policy_example(trajectory, advantages[index], weight=self.weight(trajectory), **columns)
+            by_group.setdefault(trajectory.prompt_id, []).append(example)
+            if np.any(advantages[index]):
+                speaking.add(trajectory.prompt_id)
+        found = {"groups": len(by_group), "groups_without_signal": len(by_group) - len(speaking)}
+        return [examples for prompt, examples in by_group.items() if prompt in speaking], self.policy_loss(), found
+
+    def demonstrations(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+        """RAFT: what passed the filters is imitated, every sampled token of it."""
+        examples = [
+            [
+                policy_example(trajectory, 0.0, weight=self.weight(trajectory))
+                for trajectory in members
+                if trajectory.sampled_tokens()
+            ]
+            for members in groups(trajectories).values()
+        ]
+        return examples, sft_loss, {"demonstrations": sum(map(len, examples))}
+
+    def preferences(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+        """Multi-turn DPO: pairs from the trajectories of each prompt."""
+        objective = self.config.objective
+        pairs = build_pairs(trajectories, self.pair_rules, objective.share_attempt, self.config.run.seed)
+        smoothing = objective.label_smoothing
+        found: Metrics = {"pairs": len(pairs)}
+        for name in self.pair_rules:
+            found[f"pairs_{name}"] = sum(pair.rule == name for pair in pairs)
+        if objective.consistency and self.has_previous:
+            found["consistency"] = consistency = self.consistency(trajectories)
+            smoothing = 1 - consistency
+        examples = []
+        for number, pair in enumerate(pairs):
+            sides = ((pair.winner, 1.0), (pair.loser, -1.0))
+            # A pair weighs 1, half of it each trajectory, so that the denominator of a step is its number of pairs.
+            examples.append(
+                [policy_example(t, sign, weight=0.5 / t.sampled_tokens(), unit=f"pair {number}") for t, sign in sides]
+            )
+        loss = functools.partial(dpo_loss, eta=objective.beta, label_smoothing=smoothing, nll=objective.nll)
+        return examples, loss, found
+
+    def judgements(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+        """Multi-turn KTO: right and wrong trajectories one by one."""
+        trajectories = [trajectory for trajectory in trajectories if trajectory.sampled_tokens()]
+        beta = self.config.objective.beta
+        z0 = max(0.0, beta * float(np.mean([kl_t.sum() for kl_t in self.divergences(trajectories, "k1")] or [0.0])))
+        examples = [
+            [policy_example(t, 1.0 if solved(t) else -1.0, weight=1 / t.sampled_tokens()) for t in members]
+            for members in groups(trajectories).values()
+        ]
+        return examples, functools.partial(kto_loss, eta=beta, z0=z0), {"kto_z0": z0, "right": sum(map(solved, trajectories))}
+
+    def policy_loss(self) -> Loss:
+        objective = self.config.objective
+        chosen = look_up("objective.loss", objective.loss, {"policy": policy_loss})
+        if chosen is not policy_loss:
+            return chosen
+        return functools.partial(
+            policy_loss,
+            clip_low=objective.clip_low,
+            clip_high=objective.clip_high,
+            dual_clip=objective.dual_clip,
+            ratio=objective.ratio,
+            kl_estimate="k3" if objective.kl_in == "reward" else objective.kl_estimate,
+            entropy=objective.entropy,
+        )
+
+    def weight(self, trajectory: Trajectory) -> float:
+        """Of each sampled token: 1, or such that every trajectory weighs the same."""
+        return 1.0 if self.config.objective.average == "token" else 1 / trajectory.sampled_tokens()
+
+    def values(self, trajectories: Sequence[Trajectory]) -> TokenArrays:
+        scored = self.critic.values([policy_example(trajectory, 0.0) for trajectory in trajectories])
+        return [np.array(scored[trajectory.id]) for trajectory in trajectories]
+
+    def divergences(self, trajectories: Sequence[Trajectory], estimate: str) -> TokenArrays:
+        """KL estimates (nats) of the sampling policy to the reference, per sampled token."""
+        scored = self.learners.logprobs([policy_example(trajectory, 0.0) for trajectory in trajectories], "reference")
+        return [
+            KL_ESTIMATES[estimate](torch.tensor(logprobs(trajectory)), torch.tensor(scored[trajectory.id])).numpy()
+            for trajectory in trajectories
+        ]
+
+    def consistency(self, trajectories: Sequence[Trajectory]) -> float:
+        """CREAM's C: how alike this policy and that of the step before rank each group by log-ratio to the reference."""
+        examples = [policy_example(trajectory, 0.0) for trajectory in trajectories]
+        scores = [{t.id: sum(logprobs(t)) for t in trajectories}]
+        scores.append({name: sum(values) for name, values in self.learners.logprobs(examples, "previous").items()})
+        reference = {name: sum(values) for name, values in self.learners.logprobs(examples, "reference").items()}
+        now, before = ({name: score - reference[name] for name, score in side.items()} for side in scores)
+        ids = [[trajectory.id for trajectory in members] for members in groups(trajectories).values()]
+        return rank_consistency([([now[i] for i in group], [before[i] for i in group]) for group in ids])
 
 
-def policy_batches(trajectories: list[Trajectory], normalise_std: bool, mini_batches: int) -> tuple[list[list[Example]], int]:
-    """Training examples in mini-batches of whole groups, and how many groups were left out: their rewards are all equal."""
-    groups = [trajectory.prompt_id for trajectory in trajectories]
-    advantages = group_advantages([trajectory.reward for trajectory in trajectories], groups, normalise_std)
-    by_group: dict[str, list[Example]] = {}
-    for trajectory, advantage in zip(trajectories, advantages, strict=True):
-        by_group.setdefault(trajectory.prompt_id, [])
-        if advantage != 0.0:
-            by_group[trajectory.prompt_id].append(policy_example(trajectory, advantage))
-    speaking = [examples for examples in by_group.values() if examples]
-    batches = [[example for examples in speaking[part::mini_batches] for example in examples] for part in range(mini_batches)]
-    return [batch for batch in batches if batch], len(by_group) - len(speaking)
+def logprobs(trajectory: Trajectory) -> list[float]:
+    return [value for turn in trajectory.turns for value in turn.logprobs]
+
+
+def recipe_functions(config: Config) -> tuple[dict, dict, dict]:
+    """Reward rules with weights, filters and pair rules that the configuration names. Raises ConfigError for an unknown one."""
+    named = {name: weight for name, weight in config.credit.rewards.items() if name != SELF_ALIGNED}
+    rules = {look_up("credit.rewards", name, REWARDS): weight for name, weight in named.items()}
+    filters = {name: look_up("rl.filters", name, FILTERS) for name in config.rl.filters}
+    pairs = {name: look_up("objective.pairs", name, PAIR_RULES) for name in config.objective.pairs}
+    if config.objective.loss not in ("policy", "sft", "dpo", "kto"):
+        look_up("objective.loss", config.objective.loss, dict.fromkeys(("policy", "sft", "dpo", "kto")))
+    return rules, filters, pairs
+
+
+def needs_reference(config: Config) -> bool:
+    objective = config.objective
+    return objective.loss in ("dpo", "kto") or (objective.loss != "sft" and max(objective.kl, *objective.kl_by.values(), 0.0) > 0)
+
+
+def mini_batches(groups: Groups, parts: int) -> Groups:
+    """Whole groups dealt out into at most `parts` mini-batches; empty ones are left out."""
+    batches = [[example for examples in groups[part::parts] for example in examples] for part in range(parts)]
+    return [batch for batch in batches if batch]
+
+
+def mean_metrics(updates: list[Metrics]) -> Metrics:
+    names = dict.fromkeys(name for update in updates for name in update)
+    found = {name: [update[name] for update in updates if name in update] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

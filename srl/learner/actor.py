@@ -26,7 +26,7 @@ class Learner:
 
     def __init__(self, config: Config, rank: int, world: int):
         self.config, self.rank, self.world = config, rank, world
-        self.reference: TokenLogprobs | None = None
+        self.frozen: dict[str, TokenLogprobs] = {}
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
@@ -67,7 +67,7 @@ class Learner:
         )
         self.device = self.engine.device
         if reference is not None:
-            self.reference = self._frozen(reference)
+            self.frozen["reference"] = self._frozen(reference)
 
     def _frozen(self, path: str) -> torch.nn.Module:
         """A model for log-probabilities only; under ZeRO 3 it is sharded like the policy."""
@@ -91,9 +91,9 @@ class Learner:
         for index, examples in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             batch = collate(examples, self.pad_id).to(self.device)
-            if self.reference is not None:
+            if "reference" in self.frozen:
                 with torch.no_grad():
-                    batch.reference_logprobs, _ = self.reference(batch)
+                    batch.reference_logprobs, _ = self.frozen["reference"](batch)
             logprobs_t, entropy_t = self.engine(batch)
             value, sums = loss(logprobs_t, batch)
             # DeepSpeed averages gradients over ranks; the denominator is already global.
@@ -116,14 +116,25 @@ class Learner:
                 total += float(loss(logprobs_t, batch)[0])
         return total / denominator
 
-    def forward(self, micro_batches: Sequence[Sequence[Example]]) -> dict[str, list[float]]:
-        """Log-probabilities (a critic: values) of each example's trained tokens, by id."""
+    def freeze(self, name: str) -> None:
+        """The frozen model of that name becomes a copy of the current policy."""
+        if name not in self.frozen:
+            self.frozen[name] = self._frozen(self.path)
+        target = self.frozen[name] if self.config.learner.zero_stage < 3 else self.frozen[name].module
+        for new, old in zip(self.engine.module.parameters(), target.parameters(), strict=True):
+            sharded = self.config.learner.zero_stage == 3
+            with gathered(new) if sharded else nullcontext(), gathered(old, writer=0) if sharded else nullcontext():
+                old.data.copy_(new.data)
+
+    def forward(self, micro_batches: Sequence[Sequence[Example]], model: str) -> dict[str, list[float]]:
+        """Log-probabilities (a critic: values) of each example's trained tokens, by id; `model` is "" or a frozen one's name."""
         self.engine.eval()
+        module = self.frozen[model] if model else self.engine
         result = {}
         with torch.no_grad():
             for examples in micro_batches:
                 batch = collate(examples, self.pad_id).to(self.device)
-                values_t = self.engine(batch)[0]
+                values_t = module(batch)[0]
                 for index, example in enumerate(examples):
                     result[example.id] = values_t[batch.sequence == index].tolist()
         return result
@@ -171,10 +182,11 @@ class Learner:
                 yield name, parameter.data.clone() if self.config.learner.zero_stage == 3 else parameter.data
 
 
-def gathered(parameter: torch.nn.Parameter):
+def gathered(parameter: torch.nn.Parameter, writer: int | None = None):
+    """The whole tensor while the block lasts; what rank `writer` then holds is what every rank keeps."""
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter])
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
 
 
 def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool) -> None:

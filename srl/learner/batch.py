@@ -14,7 +14,9 @@ from srl.trajectory import Trajectory
 class Example:
     """One sequence. All lists have the length of `token_ids`, or are empty; where `weights` is 0 the others are never read.
 
-    The weight of token t multiplies its loss -log p(t | tokens before t). Examples of one non-empty `unit` meet in one batch.
+    The weight of token t multiplies its loss -log p(t | tokens before t). `kl` is the weight of the KL to the reference; `values`
+    and `returns` are the critic's, as it said them before the update and as it should learn them. Examples of one non-empty
+    `unit` meet in one batch.
     """
 
     id: str
@@ -22,6 +24,9 @@ class Example:
     weights: list[float]
     advantages: list[float] = field(default_factory=list)
     old_logprobs: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
     unit: str = ""
 
 
@@ -30,7 +35,8 @@ class Batch:
     """Sequences one after the other in a single row.
 
     `ids`, `trained` and `positions` are [1, token]; `lengths` are the sequences'. The rest has one entry per trained token in
-    that order: `sequence` is the index of its sequence, and every list of `Example` is the tensor of the same name.
+    that order: `sequence` is the index of its sequence, `unit` the index of the first sequence of its unit, and every list of
+    `Example` is the tensor of the same name.
     """
 
     ids: torch.Tensor
@@ -38,9 +44,13 @@ class Batch:
     weights: torch.Tensor
     advantages: torch.Tensor
     old_logprobs: torch.Tensor
+    kl: torch.Tensor
+    values: torch.Tensor
+    returns: torch.Tensor
     reference_logprobs: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     sequence: torch.Tensor | None = None
+    unit: torch.Tensor | None = None
     lengths: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
@@ -54,17 +64,42 @@ class Batch:
 PER_TOKEN = [item.name for item in fields(Example) if item.type == list[float]]
 
 
-def policy_example(trajectory: Trajectory, advantage: float) -> Example:
-    """Every token the policy sampled, with weight 1 and the advantage of its trajectory; what was said to it has weight 0."""
-    ids = list(trajectory.prompt_token_ids)
-    weights, advantages, old = [0.0] * len(ids), [0.0] * len(ids), [0.0] * len(ids)
+def policy_example(
+    trajectory: Trajectory,
+    advantages: Sequence[float] | float,
+    *,
+    weight: float = 1.0,
+    unit: str = "",
+    **columns: Sequence[float],
+) -> Example:
+    """Every token the policy sampled, with that weight; what was said to it has weight 0.
+
+    `advantages` and the further `columns` have one value per sampled token, in order; a single advantage is that of all.
+    Raises ValueError for a column of another length.
+    """
+    count = trajectory.sampled_tokens()
+    written = {
+        "weights": [weight] * count,
+        "advantages": [advantages] * count if isinstance(advantages, float) else advantages,
+        "old_logprobs": [value for turn in trajectory.turns for value in turn.logprobs],
+        **columns,
+    }
+    if wrong := [name for name, values in written.items() if len(values) != count]:
+        raise ValueError(f"trajectory {trajectory.id}: {wrong} do not have one value for each of {count} sampled tokens")
+    return Example(
+        trajectory.id,
+        trajectory.token_ids(),
+        unit=unit,
+        **{name: at_sampled_tokens(trajectory, values) for name, values in written.items()},
+    )
+
+
+def at_sampled_tokens(trajectory: Trajectory, values: Sequence[float]) -> list[float]:
+    """One value per token of the trajectory, prompt included: those given at the sampled tokens, 0 elsewhere."""
+    spread, rest = [0.0] * len(trajectory.prompt_token_ids), iter(values)
     for turn in trajectory.turns:
-        count = len(turn.token_ids)
-        ids += turn.token_ids
-        weights += [1.0 if turn.sampled else 0.0] * count
-        advantages += [advantage] * count
-        old += turn.logprobs if turn.sampled else [0.0] * count
-    return Example(trajectory.id, ids, weights, advantages, old)
+        spread += [float(next(rest)) if turn.sampled else 0.0 for _ in turn.token_ids]
+    return spread
 
 
 def weighted_example(trajectory: Trajectory) -> Example:
@@ -86,11 +121,14 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
     # The first token of a sequence has nothing before it and cannot be predicted.
     trained[torch.tensor([0, *accumulate(lengths[:-1])])] = False
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    first: dict[object, int] = {}
+    unit = torch.tensor([first.setdefault(example.unit or index, index) for index, example in enumerate(examples)] or [0])
     return Batch(
         ids=ids[None],
         trained=trained[None],
         positions=positions(lengths),
         sequence=sequence[trained],
+        unit=unit[sequence[trained]],
         lengths=lengths,
         **{name: column[trained] for name, column in columns.items()},
     )

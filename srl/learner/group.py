@@ -65,17 +65,21 @@ class LearnerGroup:
             )
         )
 
-    def logprobs(self, examples: Sequence[Example]) -> dict[str, list[float]]:
-        """The current policy's log-probabilities of the trained tokens, by example id."""
-        return self._forward(examples, "log-probabilities")
+    def logprobs(self, examples: Sequence[Example], model: str = "") -> dict[str, list[float]]:
+        """Log-probabilities of the trained tokens by example id: the current policy's, or those of a frozen model."""
+        return self._forward(examples, model, "log-probabilities")
 
     def values(self, examples: Sequence[Example]) -> dict[str, list[float]]:
         """A critic's values of the states before the trained tokens, by example id."""
-        return self._forward(examples, "values")
+        return self._forward(examples, "", "values")
 
-    def _forward(self, examples: Sequence[Example], what: str) -> dict[str, list[float]]:
+    def freeze(self, name: str) -> None:
+        """Keep the current policy as the frozen model of that name: "reference" is what the KL is measured against."""
+        self._all("freeze", name)
+
+    def _forward(self, examples: Sequence[Example], model: str, what: str) -> dict[str, list[float]]:
         parts = self._split(examples)
-        results = self._get([rank.forward.remote(part) for rank, part in zip(self.ranks, parts, strict=True)], what)
+        results = self._get([rank.forward.remote(part, model) for rank, part in zip(self.ranks, parts, strict=True)], what)
         return {name: values for result in results for name, values in result.items()}
 
     def publish(self, version: int) -> tuple[Bundle, float]:

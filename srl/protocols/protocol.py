@@ -72,10 +72,10 @@ def build_protocol(name: str, config: Config, chat: Chat) -> Protocol:
         append_chain(trajectory, sampled, chat, grammar)
 
     def long_chain(trajectory: Trajectory) -> Action:
-        return chain_end(trajectory) if trajectory.turns else chain
+        return chain_end(trajectory) if any(turn.sampled for turn in trajectory.turns) else chain
 
     def two_turn(trajectory: Trajectory) -> Action:
-        if not trajectory.turns:
+        if not any(turn.sampled for turn in trajectory.turns):
             return chain
         end = chain_end(trajectory)
         if end.reason is not StopReason.NO_REVISION:
@@ -158,23 +158,28 @@ def append_turn(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: s
 def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
     """One generation is cut into turns at the token offsets of its markers; every token lands in exactly one turn.
 
-    After an instruction the first answer of the generation is a revision.
+    After an instruction the first answer of the generation is a revision. A generation that goes on after a given attempt is
+    cut together with it; what it adds without any marker is an attempt again, so the trajectory has no verdict.
     """
-    text = chat.decode(sampled.token_ids)
+    said = any(turn.kind is TurnKind.INSTRUCTION for turn in trajectory.turns)
+    given = [] if said else [token for turn in trajectory.turns for token in turn.token_ids]
+    ids, begin = given + sampled.token_ids, len(given)
+    text = chat.decode(ids)
     segments = cut_chain(text, grammar)
-    begin = 0
+    start = len(chat.decode(given))
     for index, segment in enumerate(segments):
-        is_last = index == len(segments) - 1
-        end = len(sampled.token_ids) if is_last else max(begin, chat.tokens_before(sampled.token_ids, segment.end))
-        kind = TurnKind.REVISION if segment.kind is TurnKind.ATTEMPT and trajectory.turns else segment.kind
+        end = len(ids) if index == len(segments) - 1 else max(begin, chat.tokens_before(ids, segment.end))
+        if end == begin and given:
+            continue
+        own = text[max(start, segment.start) : segment.end]
         trajectory.turns.append(
             Turn(
-                kind,
-                sampled.token_ids[begin:end],
-                text[segment.start : segment.end],
-                sampled.logprobs[begin:end],
+                TurnKind.REVISION if segment.kind is TurnKind.ATTEMPT and said else segment.kind,
+                ids[begin:end],
+                own,
+                sampled.logprobs[begin - len(given) : end - len(given)],
                 sampled.weight_version,
-                answer=segment.answer,
+                answer=last_boxed(own) if segment.answer is not None else None,
                 verdict=segment.verdict,
             )
         )

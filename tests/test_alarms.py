@@ -1,0 +1,76 @@
+"""Alarms and the choice of the policy that is kept."""
+
+import pytest
+
+from srl.driver.selection import Selection
+from srl.observe.alarms import WINDOW, alarms, behaviour
+from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
+
+HEALTHY = {
+    "turn1": 50.0, "final": 55.0, "verdict_yes": 50.0, "answer_changed": 60.0, "silent_share": 30.0, "entropy": 1.0, "kl": 0.01,
+    "tokens_per_trajectory": 100.0, "truncated": 1.0,
+}  # fmt: skip
+SICK = {
+    "always_correct": {"verdict_yes": 99.0},
+    "always_wrong": {"verdict_yes": 1.0},
+    "answers_stay": {"answer_changed": 0.0},
+    "first_attempt_falls": {"turn1": 30.0, "final": 60.0},
+    "no_signal": {"silent_share": 61.0},
+    "entropy_collapse": {"entropy": 0.1},
+    "kl_runaway": {"kl": 0.5},
+    "length_explosion": {"tokens_per_trajectory": 201.0},
+    "truncation": {"truncated": 10.0},
+}
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_each_alarm_rings_for_its_own_sign_alone(name):
+    assert list(alarms([HEALTHY] * WINDOW + [HEALTHY | SICK[name]] * WINDOW)) == [name]
+
+
+def test_a_healthy_run_is_quiet_and_so_are_a_short_one_and_one_bad_step():
+    assert alarms([HEALTHY] * 20) == {}
+    everything = {metric: value for sick in SICK.values() for metric, value in sick.items()}
+    assert alarms([HEALTHY] * WINDOW + [HEALTHY | everything] * (WINDOW - 1)) == {}
+    assert "entropy_collapse" not in alarms([HEALTHY] * 9 + [HEALTHY | {"entropy": 0.0}] + [HEALTHY] * 2)
+
+
+def test_recipes_without_verdicts_groups_or_reference_ring_nothing():
+    assert alarms([{"turn1": 50.0, "final": 50.0, "tokens_per_trajectory": 10.0}] * 10) == {}
+
+
+def test_the_paper_s_collapse_is_named():
+    # Reward plan 1: 1.5 for wrong to right. Turn 1 fell to 18.6 % while the final answer rose to 77.6 %.
+    found = alarms([HEALTHY | {"turn1": 65.0, "final": 70.0}] * 3 + [HEALTHY | {"turn1": 18.6, "final": 77.6}] * 3)
+    assert "70.0 -> 77.6" in found["first_attempt_falls"] and "65.0 -> 18.6" in found["first_attempt_falls"]
+
+
+def judged(verdict: Verdict, answers: list[str], reason: StopReason = StopReason.VERIFIED) -> Trajectory:
+    first, *rest = answers
+    turns = [Turn(TurnKind.ATTEMPT, [1], answer=first), Turn(TurnKind.VERDICT, [2], verdict=verdict)]
+    return Trajectory("t", "p", "", "", [0], turns + [Turn(TurnKind.REVISION, [3], answer=a) for a in rest], reason)
+
+
+def test_behaviour_by_hand():
+    trajectories = [
+        judged(Verdict.CORRECT, ["1"]), judged(Verdict.WRONG, ["1", "2"]), judged(Verdict.WRONG, ["1", "1"]),
+        judged(Verdict.WRONG, ["1"], StopReason.LENGTH),
+    ]  # fmt: skip
+    assert behaviour(trajectories) == {"verdict_yes": 25.0, "answer_changed": 50.0, "truncated": 25.0}
+    assert behaviour([]) == {}
+
+
+def test_the_best_final_accuracy_is_kept_ties_go_to_the_larger_delta_then_to_the_earlier_step():
+    selection = Selection(patience=0)
+    offers = [(5, 60.0, 2.0), (10, 61.0, 1.0), (15, 61.0, 3.0), (20, 61.0, 3.0), (25, 60.9, 9.0)]
+    assert [selection.offer(*offer) for offer in offers] == [True, True, True, False, False]
+    assert selection.best_step == 15 and not selection.exhausted
+
+
+def test_patience_counts_evaluations_in_a_row_without_a_better_one():
+    selection = Selection(patience=2)
+    heard = []
+    for step, final in enumerate([50.0, 49.0, 51.0, 50.0, 51.0]):
+        selection.offer(step, final, 0.0)
+        heard.append(selection.exhausted)
+    assert heard == [False, False, False, False, True]

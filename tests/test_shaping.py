@@ -1,0 +1,248 @@
+"""Rewards per turn, filters, preference pairs and restarts on small graded trajectories."""
+
+from math import log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srl.pipelines.filters import FILTERS, apply_filters
+from srl.pipelines.pairs import PAIR_RULES, build_pairs, path
+from srl.pipelines.restarts import restart_groups, verification_groups
+from srl.reward.rules import final_outcome
+from srl.reward.shaping import (
+    REWARDS,
+    alone_trajectories,
+    graded_boxes,
+    improvement,
+    on_last_turn,
+    restart_bonus,
+    revision_outcome,
+    self_aligned,
+    self_aligned_rewards,
+    signed_process,
+    turn_outcome,
+    turn_rewards,
+    verdict_agreement,
+)  # fmt: skip
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
+
+KINDS = {"a": TurnKind.ATTEMPT, "r": TurnKind.REVISION, "v": TurnKind.VERDICT, "i": TurnKind.INSTRUCTION}
+
+
+def went(code: str, name: str = "t", prompt: str = "p", attempt: int = 1, **fields) -> Trajectory:
+    """ "a- v- r+": a wrong attempt, the verdict "wrong", a right revision; "r0" has no box, "v0" no verdict, "i" is said."""
+    turns = []
+    for word in code.split():
+        kind, sign = KINDS[word[0]], word[1:]
+        turn = Turn(kind, [attempt if kind is TurnKind.ATTEMPT else 9], logprobs=[] if kind is TurnKind.INSTRUCTION else [-1.0])
+        if kind is TurnKind.VERDICT:
+            turn.verdict = {"+": Verdict.CORRECT, "-": Verdict.WRONG}.get(sign)
+        elif kind is not TurnKind.INSTRUCTION:
+            turn.outcome = {"+": Outcome.CORRECT, "-": Outcome.INCORRECT}.get(sign, Outcome.NO_ANSWER)
+            turn.answer = None if sign == "0" else sign
+        turns.append(turn)
+    return Trajectory(name, prompt, "", "", [1], turns, **fields)
+
+
+RULES = {
+    turn_outcome: {"a- v- i r+": [0, 0, 0, 1], "a+ v+": [1, 0], "a+ i r-": [1, 0, 0], "a0": [0]},
+    revision_outcome: {"a+ i r+": [0, 0, 1], "a+ v+": [0, 0]},
+    improvement: {"a- v- r+": [0, 0, 1], "a+ v- r-": [0, 0, -1], "a+ v- r+": [0, 0, 0], "a- v- r- v- r+": [0, 0, 0, 0, 1]},
+    verdict_agreement: {"a- v- r+ v+": [0, 1, 0, 1], "a+ v-": [0, 0], "a- v+": [0, 0], "a+ v0": [0, 0], "v+": [0]},
+    # Doubled: the flip from wrong to right, and the verdict on the last answer, which is right.
+    signed_process: {"a- v- r+ v+": [-1, 1, 2, 2], "a+ v- r- v-": [1, -1, -2, 1], "a+ v+": [1, 2], "a+ i r+": [1, 0, 1]},
+    graded_boxes: {"a+ v+": [1, 1], "a- v+": [-0.5, -0.5], "a0 v0": [-1, -1], "a- i r+": [-0.5, 0, 1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "code"), [(rule, code) for rule, cases in RULES.items() for code in cases])
+def test_rewards_by_hand(rule, code):
+    assert rule(went(code)) == RULES[rule][code]
+
+
+@pytest.mark.parametrize("rule", REWARDS.values(), ids=REWARDS)
+def test_every_rule_has_one_reward_per_turn_and_survives_a_trajectory_without_turns(rule):
+    for code in ("a- v- i r+ v+", "a0", "v0", ""):
+        assert len(rule(went(code))) == len(code.split())
+
+
+def test_a_truncated_trajectory_ends_with_minus_one():
+    assert signed_process(went("a+ v+", stop_reason=StopReason.LENGTH)) == [1.0, -1.0]
+
+
+def test_an_ungraded_answer_is_an_error():
+    trajectory = went("a+")
+    trajectory.turns[0].outcome = None
+    with pytest.raises(ValueError, match="trajectory t: its attempt was not graded"):
+        turn_outcome(trajectory)
+
+
+def test_weighted_rules_add_up_and_what_was_said_gets_nothing():
+    # PAG: outcome + improvement + agreement.
+    rules = {turn_outcome: 1.0, improvement: 1.0, verdict_agreement: 1.0}
+    assert turn_rewards(went("a- v- i r+"), rules) == [0, 1, 0, 2]
+    # SCoRe, stage II, alpha = 10: right to wrong costs 10.
+    assert turn_rewards(went("a+ i r-"), {turn_outcome: 1.0, improvement: 10.0}) == [1, 0, -10]
+    given_attempt = went("a+ v+")
+    given_attempt.turns[0].logprobs = []
+    assert turn_rewards(given_attempt, rules) == [0, 1]
+
+
+def test_a_rule_with_the_wrong_number_of_rewards_is_named():
+    with pytest.raises(ValueError, match="0 rewards for the 1 turns of trajectory t"):
+        turn_rewards(went("a+"), {(lambda trajectory: []): 1.0})
+
+
+def test_an_outcome_is_paid_on_the_last_sampled_turn():
+    assert on_last_turn(final_outcome)(went("a+ v+ i")) == [0, 1, 0]
+    assert on_last_turn(final_outcome)(went("")) == []
+
+
+def test_the_restart_bonus_pays_only_for_changing_the_outcome_of_a_given_attempt():
+    for code, bonus in {"a- v- r+": 1.0, "a+ v- r-": -1.0, "a+ v+": 0.0, "a- v- r-": 0.0}.items():
+        trajectory = went(code)
+        assert restart_bonus(trajectory) == 0.0  # the policy's own attempt: no reward for failing it first
+        trajectory.turns[0].logprobs = []
+        assert restart_bonus(trajectory) == bonus
+
+
+def test_self_aligned_reward_by_hand():
+    # Perplexity 2 given the question and 4 alone: (4 - 2) / 4. The other way round: (2 - 4) / 2 = -1.
+    assert self_aligned([-log(2)] * 3, [-log(4)] * 3) == pytest.approx(0.5)
+    assert self_aligned([-log(4)] * 3, [-log(2)] * 3) == pytest.approx(-1.0)
+    assert self_aligned([-900.0], [-1.0]) == -1.0
+    with pytest.raises(ValueError, match="1 and 2 log-probabilities"):
+        self_aligned([-1.0], [-1.0, -1.0])
+
+
+@given(st.lists(st.tuples(st.floats(-50, 0), st.floats(-50, 0)), min_size=1, max_size=8))
+def test_the_self_aligned_reward_stays_within_one(pairs):
+    assert -1 <= self_aligned(*map(list, zip(*pairs, strict=True))) <= 1
+
+
+def test_self_alignment_scores_answers_without_their_question_and_leaves_verdicts_out():
+    trajectory = went("a- v- i r+")
+    alone = alone_trajectories(trajectory, [7, 8])
+    assert [(item.id, item.token_ids()) for item in alone] == [("t@0", [7, 8, 1]), ("t@3", [7, 8, 9])]
+    found = self_aligned_rewards(trajectory, {"t@0": [-1.0 - log(2)], "t@3": [-1.0]})
+    assert found == {0: pytest.approx(0.5), 3: pytest.approx(0.0)}
+
+
+# --- filters
+
+
+GROUP = [
+    went("a+ v+", "stays right"), went("a- v- r+", "corrected"), went("a+ v- r-", "spoilt"), went("a- v+", "missed"),
+    went("a+ v+", "easy", prompt="q"), went("a+", "cut", prompt="q", stop_reason=StopReason.LENGTH),
+]  # fmt: skip
+KEPT = {
+    "final_right": ["stays right", "corrected", "easy", "cut"],
+    "wrong_to_right": ["corrected"],
+    "verdicts_agree": ["stays right", "corrected", "easy"],
+    "untruncated": ["stays right", "corrected", "spoilt", "missed", "easy"],
+    "mixed_groups": ["stays right", "corrected", "spoilt", "missed"],  # q: all right
+    "medium_groups": ["stays right", "corrected", "spoilt", "missed"],
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_filters_by_hand(name):
+    assert [trajectory.id for trajectory in FILTERS[name](GROUP)] == KEPT[name]
+
+
+def test_best_of_group_takes_the_highest_reward_of_each_prompt():
+    rewarded = [
+        went("a+", name, prompt, reward=reward) for name, prompt, reward in (("x", "p", 0.0), ("y", "p", 2.0), ("z", "q", 1.0))
+    ]
+    assert [trajectory.id for trajectory in FILTERS["best_of_group"](rewarded)] == ["y", "z"]
+
+
+def test_balance_keeps_as_many_right_as_wrong_first_attempts_whatever_their_order():
+    kept = FILTERS["balanced"](GROUP)
+    assert sorted(trajectory.turns[0].outcome for trajectory in kept) == [Outcome.CORRECT] * 2 + [Outcome.INCORRECT] * 2
+    assert {trajectory.id for trajectory in FILTERS["balanced"](GROUP[::-1])} == {trajectory.id for trajectory in kept}
+
+
+def test_every_filter_takes_nothing_and_gives_nothing():
+    assert all(rule([]) == [] for rule in FILTERS.values())
+
+
+def test_what_filters_drop_is_counted_under_their_names():
+    kept, dropped = apply_filters(GROUP, {name: FILTERS[name] for name in ("untruncated", "wrong_to_right")})
+    assert [trajectory.id for trajectory in kept] == ["corrected"]
+    assert dropped == {"dropped_untruncated": 1, "dropped_wrong_to_right": 4}
+
+
+# --- pairs
+
+
+def pairs(*codes: str, rules: list[str], share_attempt: bool = False) -> set[tuple[str, str, str]]:
+    members = [went(code, str(number), attempt=number % 2, reward=float(number)) for number, code in enumerate(codes)]
+    named = {name: PAIR_RULES[name] for name in rules}
+    return {(codes[int(p.winner.id)], codes[int(p.loser.id)], p.rule) for p in build_pairs(members, named, share_attempt, seed=0)}
+
+
+def test_paths_of_trajectories():
+    known = {"a- v- r+": "wrong,No,correct", "a+ v- r-": "correct,No,wrong", "a+ v+": "correct,Yes", "a- v+": "wrong,Yes"}
+    assert {code: path(went(code)) for code in known} == known
+    assert [path(went(code)) for code in ("", "a+", "a- v0", "a- v-", "v+")] == [""] * 5
+
+
+def test_typed_pairs_are_those_of_the_paper():
+    everything = ["a- v- r+", "a- v- r-", "a- v+", "a+ v+", "a+ v- r+", "a+ v- r-"]
+    assert pairs(*everything, rules=["d1", "d2", "d3"]) == {
+        ("a- v- r+", "a- v- r-", "d1"),
+        ("a+ v- r+", "a+ v- r-", "d2"),
+        ("a- v- r+", "a- v+", "d3"),
+        ("a+ v+", "a+ v- r-", "d3"),
+    }
+
+
+def test_the_ambiguous_pair_is_left_out():
+    assert pairs("a- v- r-", "a- v+", rules=["d1", "d2", "d3", "correctness"]) == set()
+
+
+def test_pairs_by_correctness_reward_and_verdict():
+    assert pairs("a+ v+", "a- v+", rules=["correctness"]) == {("a+ v+", "a- v+", "correctness")}
+    assert pairs("a- v+", "a+ v+", rules=["reward"]) == {("a+ v+", "a- v+", "reward")}
+    assert pairs("a- v+", "a- v- r-", rules=["verdict"]) == {("a- v- r-", "a- v+", "verdict")}
+    assert pairs("a+ v+", "a+ v+", rules=["correctness", "verdict"]) == set()
+
+
+def test_sharing_the_attempt_asks_for_the_same_tokens():
+    # By construction trajectories 0 and 2 share an attempt, 1 has another.
+    assert pairs("a- v- r+", "a- v- r-", rules=["d1"], share_attempt=True) == set()
+    assert pairs("a- v- r+", "a+ v+", "a- v- r-", rules=["d1"], share_attempt=True) == {("a- v- r+", "a- v- r-", "d1")}
+
+
+def test_prompts_do_not_mix_and_the_seed_decides():
+    members = [went(code, f"{prompt}{n}", prompt) for prompt in "pqrstu" for n, code in enumerate(["a+"] * 4 + ["a-"] * 4)]
+    rule = {"correctness": PAIR_RULES["correctness"]}
+    one, again, other = (build_pairs(members, rule, False, seed) for seed in (0, 0, 1))
+    assert one == again != other
+    assert all(pair.winner.prompt_id == pair.loser.prompt_id for pair in one) and len(one) == 6
+
+
+# --- restarts
+
+
+def test_a_restart_gives_the_attempt_and_drops_everything_after_it():
+    again = restart_groups([went("a+ v+", "x"), went("a- v- r+", "y"), went("a- v+", "z")], count=2, members=3)
+    assert len(again) == 6 and len({t.id for t in again}) == 6 and len({t.prompt_id for t in again}) == 2
+    for trajectory in again:
+        (attempt,) = trajectory.turns
+        assert attempt.kind is TurnKind.ATTEMPT and not attempt.sampled and trajectory.stop_reason is None
+    assert sorted(t.turns[0].outcome for t in again) == [Outcome.CORRECT] * 3 + [Outcome.INCORRECT] * 3
+
+
+def test_restarts_need_prompts_with_right_and_wrong_answers_and_verification_does_not():
+    alike = [went("a+ v+", "x", "p"), went("a- v+", "y", "q")]
+    assert restart_groups(alike, 2, 1) == []
+    assert [t.prompt_id for t in verification_groups(alike, 2, 1)] == ["x+verify", "y+verify"]
+
+
+def test_verification_is_balanced_and_never_more_than_asked():
+    many = [went("a+ v+", f"{n}", prompt=f"p{n}") for n in range(9)] + [went("a- v+", "w", prompt="w")]
+    groups = verification_groups(many, count=4, members=2)
+    assert sorted(t.turns[0].outcome for t in groups) == [Outcome.CORRECT] * 2 + [Outcome.INCORRECT] * 2
