@@ -1,18 +1,27 @@
 """The report of a small made-up run."""
 
+import base64
+import gzip
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from srl.evaluation.metrics import TRANSITIONS, summarise
-from srl.evaluation.report import MOST_TRAJECTORIES, choose, stage_rows, write_report
+from srl.evaluation.report import browser
+from srl.evaluation.report.browser import choose
+from srl.evaluation.report.page import write_report
+from srl.evaluation.report.results import stage_rows
+from srl.evaluation.report.training import timeline
+from srl.evaluation.scaling import scaling
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict, to_record
 
 ATTACK = "</script></pre><script>alert(1)</script><img src=x onerror=alert(2)> https://evil.example \"'&\u2028"
-SECTIONS = 9
+SECTIONS = 10  # without samples per problem, which no row has
 
 
 def answer(kind: TurnKind, right: bool, text: str) -> Turn:
@@ -39,7 +48,8 @@ def fake_run(directory: Path, per_method: int = 8, text: str = ATTACK) -> Path:
         rl = {"reward": 0.5, "turn1": 60.0, "final": 70.0, "kl": 0.01, "entropy": 0.3, "gradient_norm": 1.0, "clipped": 0.0}
         metrics.append({"phase": "rl", "step": step, "groups_without_signal": 0.5, **rl})
         metrics.append({"phase": "sft", "step": step, "loss": 0.5, **({"validation_loss": 0.6} if step == 3 else {})})
-    metrics.append({"phase": "rl-validation", "step": 3, "turn1": 61.0, "final": 72.0})
+    metrics.append({"phase": "rl-validation", "step": 3, "turn1": 61.0, "final": 72.0, "verdict_wrong": 70.0})
+    metrics.append({"phase": "alarm", "step": 3, "name": "always_correct", "meaning": ATTACK})
     rows, samples = [], []
     for method in ("base", "IFT", "IFT + RL " + ATTACK):
         trajectories = [made_up(index, text) for index in range(per_method)]
@@ -92,20 +102,32 @@ def test_every_tag_is_closed_and_every_id_is_unique(page):
     tree = Tree(page)
     assert len(tree.ids) == len(set(tree.ids))
     assert tree.tags.count("section") == SECTIONS
-    assert tree.tags.count("svg") == 1 + 6 + 1 + 1 + 1  # accuracy, optimisation, transitions, fine-tuning, time
+    # summary, a flow for each method, accuracy and verdicts, optimisation, fine-tuning, seconds and timeline
+    assert tree.tags.count("svg") == 1 + 3 + 2 + 6 + 1 + 2
+
+
+def packed(page: str) -> str:
+    return re.search(r'<script type="application/octet-stream" id="trajectories">([^<]*)</script>', page)[1]
+
+
+def unpacked(page: str) -> dict:
+    """What the page's script gets to read."""
+    return json.loads(gzip.decompress(base64.b64decode(packed(page))))
 
 
 def test_text_of_the_model_cannot_become_markup(page):
     tree = Tree(page)
-    assert tree.tags.count("script") == 1 and "img" not in tree.tags
+    assert tree.tags.count("script") == 2 and "img" not in tree.tags  # packed data, and the one script
     assert not [name for name in tree.attributes if name.startswith("on")]
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
+    assert "innerHTML" not in page
 
 
 def test_the_page_loads_nothing_and_links_nowhere(page):
     # The only address is the one that the model wrote, as text.
     assert re.findall(r"https?://[^\s<&\"]*", page.replace("https://evil.example", "")) == []
-    assert not {"link", "a", "iframe", "object"} & set(Tree(page).tags)
+    assert not {"link", "iframe", "object"} & set(Tree(page).tags)
+    assert set(re.findall('href="(.)', page)) == {"#"}
     assert "default-src 'none'" in page and "@import" not in page
     assert set(re.findall(r"url\((.)", page)) <= {"#"}
 
@@ -163,14 +185,82 @@ def test_nothing_but_the_report_is_left_behind(tmp_path):
     assert [path.name for path in write_report(tmp_path).parent.iterdir()] == ["report.html"]
 
 
-def test_two_thousand_long_trajectories_stay_below_five_megabytes(tmp_path):
-    directory = fake_run(tmp_path / "run", per_method=667, text="<&\ud800" * 500)
+def test_five_thousand_trajectories_stay_below_five_megabytes(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=1)
+    records = []
+    for index in range(5000):
+        trajectory = made_up(index, f"{index} {index * 7919 % 1013} " * 40)
+        for turn in trajectory.turns:
+            turn.token_ids = [(index * token * 31) % 150_000 for token in range(40)]
+            turn.logprobs = [] if turn.kind is TurnKind.INSTRUCTION else [-((index * token) % 997) / 400 for token in range(40)]
+        records.append(json.dumps({"method": "IFT", "benchmark": "chains", **to_record(trajectory)}) + "\n")
+    (directory / "trajectories.jsonl").write_text("".join(records))
     report = write_report(directory)
-    assert 1_000_000 < report.stat().st_size < 5_000_000
-    assert 10 < Tree(report.read_text("utf-8")).tags.count("details") <= MOST_TRAJECTORIES
+    assert report.stat().st_size < 5_000_000
+    content = unpacked(report.read_text("utf-8"))
+    assert len(content["items"]) == 5000 and "5,000 of 5,000 in trajectories.jsonl" in report.read_text("utf-8")
 
 
-def test_rare_transitions_are_among_the_chosen_trajectories():
+def test_what_does_not_fit_is_left_out_and_counted(tmp_path, monkeypatch):
+    directory = fake_run(tmp_path / "run", per_method=60)
+    everything = len(packed(write_report(directory).read_text("utf-8")))
+    for limit, remark in ((0.9, "180 of 180 in trajectories.jsonl"), (0.3, r"\d+ of 180 in trajectories.jsonl")):
+        monkeypatch.setattr(browser, "MOST_BYTES", int(limit * everything))
+        page = write_report(directory).read_text("utf-8")
+        assert len(packed(page)) <= limit * everything and re.search(remark + ".*of them with their tokens", page)
+    assert 10 < len(unpacked(page)["items"]) < 180
+
+
+def test_rare_transitions_come_first_among_the_trajectories():
     items = [("IFT", TRANSITIONS[0], index) for index in range(500)] + [("IFT", TRANSITIONS[1], -1)]
     chosen = choose(items)
-    assert len(chosen) == MOST_TRAJECTORIES and items[-1] in chosen
+    assert len(chosen) == 501 and items[-1] in chosen[:2]
+
+
+def test_packed_trajectories_hold_turns_tokens_and_what_was_right(tmp_path):
+    content = unpacked(write_report(fake_run(tmp_path / "run", per_method=4)).read_text("utf-8"))
+    item = next(item for item in content["items"] if item["change"] == "wrong->right")
+    assert [turn["kind"] for turn in item["turns"]] == ["attempt", "verdict", "instruction", "revision"]
+    assert [turn["right"] for turn in item["turns"]] == [False, False, False, True]
+    assert item["turns"][0]["logprobs"] == [10, 20] and item["turns"][0]["outcome"] == "incorrect"
+    assert (item["turns"][1]["verdict"] == "wrong" and "logprobs" not in item["turns"][2]) or item["turns"][2]["logprobs"] == []
+    assert content["methods"] and content["transitions"] == list(TRANSITIONS)
+
+
+def test_tokens_get_their_text_from_the_tokenizer_of_the_run(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=1)
+    (directory / "config.yaml").write_text("model: {path: embedded}\n")
+    vocabulary = unpacked(write_report(directory).read_text("utf-8"))["vocabulary"]
+    assert set(vocabulary) == {"1", "2", "3", "4"} and all(vocabulary.values())
+
+
+def test_the_timeline_lays_steps_end_to_end_inside_their_phase():
+    step = {"phase": "rl", "rollout_s": 2.0, "reward_s": 0.0, "learner_s": 1.0, "weights_s": 0.5}
+    lines = [{"phase": "phase", "name": "sft", "seconds": 10.0}, step, step, {"phase": "phase", "name": "rl", "seconds": 8.0}]
+    phases, lanes = timeline(lines)
+    assert [name for name, *_ in phases] == ["sft", "rl"] and phases[1][1] == 10.0
+    assert lanes[:3] == [("rollout", 10.0, 12.0), ("learner", 12.0, 13.0), ("weights", 13.0, 13.5)]
+    assert lanes[3][1] == 13.5 and lanes[-1][2] == 17.0
+
+
+def test_rows_with_several_samples_get_curves_and_a_comparison_at_equal_tokens(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=1)
+    trajectories = [made_up(index, "x") for index in range(16)]
+    for index, trajectory in enumerate(trajectories):
+        trajectory.prompt_id = f"p{index // 4}"
+    row = summarise(trajectories, method="IFT, 4 samples", benchmark="chains", temperature=1.0, bootstrap=100)
+    (directory / "results.json").write_text(json.dumps({"rows": [row | {"scaling": scaling(trajectories)}]}))
+    page = write_report(directory).read_text("utf-8")
+    assert "More samples per problem" in page and "by answers used per problem" in page and "tokens per problem" in page
+
+
+@pytest.mark.skipif(not (BROWSER := shutil.which("chromium") or shutil.which("google-chrome")), reason="no Chromium here")
+def test_a_browser_unpacks_and_shows_the_trajectories(tmp_path):
+    report = write_report(fake_run(tmp_path / "run", per_method=40))
+    shown = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=5000", "--dump-dom", f"file://{report}"],
+        capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+    assert "120 found" in shown and shown.count('class="trajectory"') == 20
+    assert "<img" not in shown and "alert(1)</script>" not in shown.replace("&lt;/script&gt;", "")

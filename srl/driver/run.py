@@ -9,7 +9,7 @@ from srl.driver.evaluate import evaluate
 from srl.driver.rl import train_policy
 from srl.driver.session import Session, check_port, connect, load_task
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations
-from srl.evaluation.report import write_report
+from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say

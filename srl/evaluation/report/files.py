@@ -1,0 +1,72 @@
+"""What a report reads: the files of one run directory."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Contents by file; what is missing is empty. `remarks` are about lines that could not be read."""
+
+    path: Path
+    rows: list[Record] = field(default_factory=list)
+    metrics: list[Record] = field(default_factory=list)
+    samples: list[Record] = field(default_factory=list)
+    card: Record | None = None
+    config: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def phase(self, name: str) -> list[Record]:
+        """Lines of metrics.jsonl of one phase."""
+        return [line for line in self.metrics if line.get("phase") == name]
+
+
+def read_run(directory: Path) -> RunFiles:
+    """Raises ValueError for a results.json or card.json that is not JSON."""
+    directory = Path(directory)
+    metrics, bad_metrics = read_lines(directory / "metrics.jsonl")
+    samples, bad_samples = read_lines(directory / "trajectories.jsonl")
+    config = directory / "config.yaml"
+    return RunFiles(
+        directory,
+        (read_json(directory / "results.json") or {}).get("rows", []),
+        metrics,
+        samples,
+        read_json(directory / "stage1" / "card.json"),
+        config.read_text("utf-8", "replace") if config.is_file() else "",
+        bad_metrics + bad_samples,
+    )
+
+
+def read_json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def read_lines(path: Path) -> tuple[list[Record], list[str]]:
+    """JSON lines, and a remark on those that are not: the last line of a run that is still writing, or was killed."""
+    found, bad = [], 0
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            bad += 1
+    return found, [f"Lines of {path.name} that are not JSON and were left out: {bad}."] if bad else []
+
+
+def series(lines: list[Record], phase: str, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values; of two lines with one step, which a resumed run writes, the later counts."""
+    points = {line["step"]: line[key] for line in lines if line.get("phase") == phase and line.get(key) is not None}
+    return tuple(zip(*sorted(points.items()), strict=True)) or ((), ())
