@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from srl.config import Config, Stage1Config, load_config
 from srl.learner.batch import weighted_example
-from srl.pipelines.assemble import balance, choose, load_demonstrations, path_from, render, sample_counts, write_demonstrations
-from srl.pipelines.sample import SCHEMA, write_whole
+from srl.pipelines.assemble import (
+    balance,
+    check_weights,
+    choose,
+    load_demonstrations,
+    messages,
+    render,
+    split_of,
+    write_demonstrations,
+)
+from srl.pipelines.card import add, bucket, card_text, data_card, difficulty_of, problem_statistics
+from srl.pipelines.classes import candidates
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import Sampled, append_chain
 from srl.tasks.chains import Chain, check, question, solution, verdict_line
@@ -43,6 +53,7 @@ def row(name: str, right: bool | None, verdict: str | None = None, chat: Chat | 
         "parent": "" if kind is A else parent,
         "text": text,
         "token_ids": ids_of(chat, text) + [chat.end_id] if chat else [],
+        "truncated": False,
         "answer": None if kind is V else "66" if right else "56",
         "outcome": None if kind is V else "correct" if right else "incorrect",
         "verdict": verdict,
@@ -80,7 +91,7 @@ def test_a_correct_attempt_and_a_verdict_that_says_so_is_d3():
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([row("p/a0", True)], "correct attempt: no verdict agrees"),
+        ([row("p/a0", True)], "attempt: never judged, the problem had enough of its kind"),
         ([row("p/a0", True), row("p/a0/v0", True, "wrong")], "correct attempt: no verdict agrees"),
         ([row("p/a0", True), row("p/a0/v0", True, None)], "correct attempt: no verdict agrees"),
         ([row("p/a0", False), row("p/a0/v0", False, "correct")], "wrong attempt: no verdict agrees"),
@@ -105,15 +116,48 @@ def test_an_attempt_that_was_not_graded_in_time_gives_no_demonstration(verdict):
     # It may be right: "wrong" about it is not known to be true, nor is "correct", even if the sampler accepted the verdict.
     attempt, said, revised = (row(name, True, verdict) for name in ("p/a0", "p/a0/v0", "p/a0/v0/r0"))
     attempt["outcome"], said["accepted"] = Outcome.TIMEOUT.value, True
-    assert path_from(attempt, {"p/a0": [said], "p/a0/v0": [revised]}) == (None, "attempt: not graded in time")
+    assert candidates(attempt, {"p/a0": [said], "p/a0/v0": [revised]}) == ([], "attempt: not graded in time")
     graded = [row("p/a1", True), row("p/a1/v0", True, "correct")]
     assert chosen([attempt, said, revised, *graded]) == ([("D3", ["p/a1", "p/a1/v0"])], {"attempt: not graded in time": 1})
 
 
 @pytest.mark.parametrize(("outcome", "name"), [("incorrect", "D1"), ("no_answer", "D1"), ("unparsable", "D1"), ("correct", "D2")])
 def test_every_other_grade_of_the_same_attempt_gives_one(outcome, name):
-    rows = [row("p/a0", True) | {"outcome": outcome}, row("p/a0/v0", True, "wrong"), row("p/a0/v0/r0", True)]
+    right = outcome == "correct"
+    rows = [row("p/a0", right) | {"outcome": outcome}, row("p/a0/v0", right, "wrong"), row("p/a0/v0/r0", True)]
     assert chosen(rows) == ([(name, ["p/a0", "p/a0/v0", "p/a0/v0/r0"])], {})
+
+
+def test_an_attempt_that_was_cut_off_is_no_demonstration_and_neither_is_a_revision():
+    rows = [row("p/a0", False), row("p/a0/v0", False, "wrong"), row("p/a0/v0/r0", True), row("p/a0/v0/r1", True)]
+    rows[2]["truncated"] = True
+    assert chosen(rows)[0] == [("D1", ["p/a0", "p/a0/v0", "p/a0/v0/r1"])]
+    assert chosen([rows[0] | {"truncated": True}, *rows[1:]]) == ([], {"attempt: cut by the token budget": 1})
+
+
+def test_verdicts_of_an_attempt_must_agree_with_its_grade_as_often_as_asked():
+    # Two of three verdicts with format agree; the one without format does not count.
+    rows = family(0, True, ["correct", "correct", "wrong", None], [])
+    assert chosen(rows, agreement=0.66)[0] == [("D3", ["p/a0", chosen(rows)[0][0][1][1]])]
+    assert chosen(rows, agreement=0.67) == ([], {"correct attempt: too few of its verdicts agree": 1})
+
+
+def test_without_c2c_an_attempt_that_could_be_d2_is_d3():
+    rows = [row("p/a0", True), row("p/a0/v0", True, "wrong"), row("p/a0/v0/r0", True), row("p/a0/v1", True, "correct")]
+    assert chosen(rows, c2c_share=0) == ([("D3", ["p/a0", "p/a0/v1"])], {})
+    assert chosen(rows[:3], c2c_share=0) == ([], {"D2: not wanted in this set": 1})
+
+
+def test_an_attempt_whose_first_class_is_full_is_taken_for_its_second():
+    rows = [r for n in range(2) for r in family(n, True, ["wrong", "correct"], [True])]
+    assert Counter(name for name, _ in chosen(rows, per_prompt_and_class=1)[0]) == {"D2": 1, "D3": 1}
+
+
+def test_the_baselines_take_revisions_alone():
+    rows = family(0, False, ["wrong"], [True]) + family(1, True, ["wrong"], [True]) + family(2, True, ["correct"], [])
+    assert {name for name, _ in chosen(rows, recipe="raft")[0]} == {"D1"}
+    assert {name for name, _ in chosen(rows, recipe="raft_plus")[0]} == {"D1", "D2"}
+    assert {name for name, _ in chosen(rows)[0]} == {"D1", "D2", "D3"}
 
 
 def test_the_cap_per_problem_counts_classes_apart_and_says_what_it_left_out():
@@ -195,6 +239,23 @@ def test_an_uneven_mix_by_hand():
     assert kept({"D1": 90, "D2": 50, "D3": 50}, correct_share=0.25, c2c_share=0.1) == {"D1": 90, "D2": 12, "D3": 18}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "size", "expected"),
+    [
+        ("ift", 0, {"D1": 100, "D2": 20, "D3": 80}),
+        ("ift", 60, {"D1": 30, "D2": 6, "D3": 24}),
+        ("raft", 0, {"D1": 100, "D2": 0, "D3": 0}),
+        ("raft", 60, {"D1": 60, "D2": 0, "D3": 0}),
+        # A tenth of all: 11 of 111.
+        ("raft_plus", 0, {"D1": 100, "D2": 11, "D3": 0}),
+        ("raft_plus", 60, {"D1": 54, "D2": 6, "D3": 0}),
+    ],
+)
+def test_sets_of_one_size_can_be_made_of_the_same_samples(recipe, size, expected):
+    counts = {"D1": 100, "D2": 100, "D3": 100}
+    assert kept(counts, correct_share=0.5, c2c_share=0.1, recipe=recipe, size=size) == expected
+
+
 def test_c2c_may_be_everything_that_begins_correct():
     assert kept({"D1": 50, "D2": 80, "D3": 80}, correct_share=0.5, c2c_share=0.6) == {"D1": 50, "D2": 50, "D3": 0}
 
@@ -269,6 +330,42 @@ def test_two_turn_conversations_end_after_the_verdict_and_after_the_revision(cha
     assert pieces(render(name, path(name, chat), config("two_turn"), chat), chat) == expected
 
 
+@pytest.mark.parametrize("recipe", ["raft", "raft_plus"])
+@pytest.mark.parametrize("protocol", ["long_chain", "two_turn"])
+@pytest.mark.parametrize(("name", "first"), [("D1", SLIP), ("D2", RIGHT)])
+def test_baselines_are_asked_again_without_a_verdict_and_trained_on_the_revision(chat, recipe, protocol, name, first):
+    trajectory = render(name, path(name, chat), config(protocol, f"stage1.recipe={recipe}"), chat)
+    asked = "<|user|>There may be an error. Correct it.<|end|><|assistant|>"
+    assert pieces(trajectory, chat) == [(A, f"{first}<|end|>", 0.0), (I, asked, 0.0), (R, f"{RIGHT}<|end|>", 1.0)]
+
+
+@pytest.mark.parametrize("recipe", ["ift", "raft_plus"])
+@pytest.mark.parametrize("protocol", ["long_chain", "two_turn"])
+@pytest.mark.parametrize("name", ["D1", "D2"])
+def test_no_weight_falls_on_prompts_wrong_attempts_or_instructions(chat, recipe, protocol, name):
+    trajectory = render(name, path(name, chat), config(protocol, f"stage1.recipe={recipe}"), chat)
+    example = weighted_example(trajectory)
+    start = len(trajectory.prompt_token_ids)
+    assert not any(example.weights[:start])
+    for turn in trajectory.turns:
+        span = example.weights[start : (start := start + len(turn.token_ids))]
+        if turn.kind is I or turn.outcome is Outcome.INCORRECT:
+            assert not any(span)
+    assert any(example.weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "turn", "what"), [("D1", 0, "attempt"), ("D2", 1, "verdict"), ("D1", 2, "instruction"), ("D3", 1, "verdict")]
+)
+def test_a_demonstration_that_would_train_what_nobody_should_learn_is_refused(chat, name, turn, what):
+    trajectory = render(name, path(name, chat), config("two_turn"), chat)
+    trajectory.turns[turn].loss_weight = 1.0
+    if name == "D3":
+        trajectory.turns[0].outcome, trajectory.turns[0].loss_weight = Outcome.INCORRECT, 0.0
+    with pytest.raises(ValueError, match=f"its {what} must not be trained"):
+        check_weights(trajectory)
+
+
 def test_the_attempt_of_d3_can_be_left_untrained(chat):
     trajectory = render("D3", path("D3", chat), config("long_chain", "stage1.train_correct_attempts=false"), chat)
     assert [turn.loss_weight for turn in trajectory.turns] == [0.0, 1.0]
@@ -305,42 +402,86 @@ def test_a_model_that_writes_a_demonstration_is_cut_into_the_turns_it_was_made_o
     ]
 
 
-# --- files
-
-
-def test_problems_go_to_train_or_validation_as_a_whole(tmp_path):
-    rows = [
-        {"id": f"p{p}/{n}", "prompt_id": f"p{p}", "class": "D1", "text": "", "token_ids": [p, n], "weights": [0.0, 1.0]}
-        for p in range(200)
-        for n in range(2)
+def test_the_same_as_a_conversation_with_weighted_pieces(chat):
+    trajectory = render("D1", path("D1", chat), config("two_turn"), chat)
+    assert [(m["role"], [(p["text"], p["weight"]) for p in m["pieces"]]) for m in messages(trajectory, chat)] == [
+        ("user", [(question(CHAIN), 0.0)]),
+        ("assistant", [(SLIP, 0.0), (f"\n{SAYS_WRONG}", 1.0)]),
+        ("user", [("The solution is wrong. Correct it.", 0.0)]),
+        ("assistant", [(RIGHT, 1.0)]),
     ]
-    write_demonstrations(rows, load_config(None, ["stage1.validation_share=0.2"]), tmp_path / "d.parquet")
-    train, validation = (load_demonstrations(tmp_path / "d.parquet", split) for split in ("train", "validation"))
-    assert len(train) + len(validation) == 400
-    assert not {e.token_ids[0] for e in train} & {e.token_ids[0] for e in validation}
-    # 400 * 0.2; in problems the standard deviation is sqrt(200 * 0.2 * 0.8) = 5.7.
-    assert 80 - 40 <= len(validation) <= 80 + 40
-    assert train[0].weights == [0.0, 1.0]
-
-
-def test_the_data_card_counts_every_kind_of_sample(tmp_path):
-    import pyarrow as pa
-
-    rows = family(0, False, ["wrong", "correct", None], [True, False]) + family(1, True, ["correct"], [])
-    for sample in rows:
-        sample.update(logprobs=[], seed=0, weights="")
-    write_whole(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path)
-    assert sample_counts(tmp_path) == {
-        "attempts": 2,
-        "attempts correct": 1,
-        "attempts incorrect": 1,
-        "revisions": 2,
-        "revisions accepted": 1,
-        "verdicts": 4,
-        "verdicts accepted": 2,
-        "verdicts without format": 1,
-    }
 
 
 def test_verdicts_of_a_rendered_path_are_typed(chat):
     assert [turn.verdict for turn in render("D1", path("D1", chat), config(), chat).turns] == [None, Verdict.WRONG, None]
+
+
+# --- files
+
+
+def demonstration(problem: int, n: int) -> dict:
+    name = f"p{problem}"
+    return {
+        "id": f"{name}/{n}", "prompt_id": name, "class": "D1", "text": "", "token_ids": [problem, n], "weights": [0.0, 1.0],
+        "messages": [],
+    }  # fmt: skip
+
+
+def test_problems_go_to_train_or_validation_as_a_whole(tmp_path):
+    rows = [demonstration(p, n) for p in range(200) for n in range(2)]
+    splits = split_of({row["prompt_id"] for row in rows}, load_config(None, ["stage1.validation_share=0.2"]))
+    shown, examples = write_demonstrations(rows, splits, tmp_path / "d.parquet")
+    train, validation = (load_demonstrations(tmp_path / "d.parquet", split) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (320, 80)
+    assert not {e.token_ids[0] for e in train} & {e.token_ids[0] for e in validation}
+    assert train[0].weights == [0.0, 1.0]
+    assert shown["classes"] == {"D1": 400} and shown["splits"] == {"D1 train": 320, "D1 validation": 80}
+    assert shown["tokens"] == {"all": 800, "trained": 400, "trained D1": 400} and len(examples) == 2
+
+
+def test_at_least_one_problem_is_held_out():
+    assert sorted(split_of({"a", "b"}, load_config(None, ["stage1.validation_share=0.01"])).values()) == ["train", "validation"]
+
+
+# --- the data card
+
+
+SAMPLED = family(0, False, ["wrong", "correct", None], [True, False]) + family(1, True, ["correct", "correct"], [])
+
+
+def test_the_data_card_counts_every_kind_of_sample():
+    found = problem_statistics(SAMPLED)
+    assert found["counts"] == {
+        "attempts": 2, "attempts correct": 1, "attempts incorrect": 1, "revisions": 2, "revisions accepted": 1, "verdicts": 5,
+        "verdicts accepted": 3, "verdicts without format": 1,
+    }  # fmt: skip
+    assert found["verdicts on wrong attempts"] == {"wrong": 1, "correct": 1, "no format": 1}
+    assert found["verdicts on correct attempts"] == {"correct": 2}
+    assert found["verdicts of one correct attempt"] == {"all alike": 1}
+    assert found["verdicts of one wrong attempt"] == {"not all alike": 1}
+    assert found["revisions of wrong attempts"] == {"correct": 1, "incorrect": 1}
+    assert found["problems by share of right attempts"] == {"0.5": 1}
+
+
+def test_difficulty_is_the_share_of_right_attempts():
+    assert difficulty_of(SAMPLED) == {"prompt_id": "p", "attempts": 2, "right": 1, "share": 0.5}
+
+
+def test_statistics_of_parts_add_up():
+    total = {}
+    for _ in range(2):
+        add(total, problem_statistics(SAMPLED))
+    assert total["counts"]["verdicts"] == 10
+
+
+@pytest.mark.parametrize(("tokens", "least"), [(0, 0), (3, 0), (31, 28), (32, 32), (71, 64), (1023, 896), (1024, 1024)])
+def test_bars_of_a_length_histogram_grow_with_the_length(tokens, least):
+    assert bucket(tokens) == str(least)
+
+
+def test_the_card_as_text_has_every_number_and_marks_what_is_trained(chat):
+    shown = {"id": "p/a0", "class": "D1", "messages": messages(render("D1", path("D1", chat), config(), chat), chat)}
+    card = data_card(config(), problem_statistics(SAMPLED), {"balance of the mix": 7}, {"classes": Counter(D1=3)}, [shown])
+    text = card_text(card)
+    assert "| balance of the mix | 7 | 100.0 |" in text and "| verdicts accepted | 3 |" in text and "| D1 | 3 | 100.0 |" in text
+    assert f"{RIGHT}   <- trained" in text and f"{SLIP}   <- trained" not in text

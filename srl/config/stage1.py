@@ -1,5 +1,7 @@
 """Stage 1: sampling, assembly, fine-tuning."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from srl.config.section import Section
@@ -14,13 +16,38 @@ class Stage1Config(Section):
     verdicts: int = Field(2, ge=1, description="N2: verdicts per attempt.")
     wrong_revisions: int = Field(4, ge=1, description="M1: revisions per wrong attempt.")
     correct_revisions: int = Field(2, ge=0, description="M2: revisions per correct attempt that a verdict called wrong.")
+    wave: int = Field(
+        4,
+        ge=1,
+        description="Attempts per problem between two looks at its quotas: with `per_prompt_and_class` trajectories that start right "
+        "and as many that start wrong it gets no more. As many as `attempts`: never stops early.",
+    )
     block: int = Field(
-        100, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
+        50, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
+    )
+    agreement: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Least share of an attempt's verdicts that agree with its grade, else it is left out; 0: one is enough.",
     )
     per_prompt_and_class: int = Field(3, ge=1, description="Most trajectories of one class (D1, D2, D3) per problem.")
-    correct_share: float = Field(0.5, gt=0, lt=1, description="Share of trajectories whose first attempt is correct (D2 and D3).")
+    samples: str = Field("", description="Folder of samples of an earlier run to assemble from; empty samples anew.")
+    recipe: Literal["ift", "raft", "raft_plus"] = Field(
+        "ift",
+        description="`ift`: with verdicts (D1, D2, D3). Baselines without verdicts: `raft` (wrong attempt, right revision), "
+        "`raft_plus` (and right attempt, right revision), both trained on the revision.",
+    )
+    size: int = Field(0, ge=0, description="Most demonstrations, so that sets can be compared at one size; 0 takes all.")
+    correct_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of trajectories whose first attempt is correct (D2 and D3): 0.5 is the paper's balanced set, less its "
+        "more-wrong, more its more-correct one.",
+    )
     c2c_share: float = Field(
-        0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all trajectories, at most."
+        0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all, at most; 0 is without c2c."
     )
     train_correct_attempts: bool = Field(True, description="Train the attempt of D3 too (the paper does, for stability).")
     validation_share: float = Field(0.05, gt=0, lt=0.5, description="Share of demonstrations held out to choose the checkpoint.")

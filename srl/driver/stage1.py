@@ -1,37 +1,43 @@
 """Stage 1: sequential rejection sampling, assembly, fine-tuning."""
 
 import functools
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from srl.config import ConfigError
 from srl.driver.session import Session
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import sft_loss
 from srl.learner.schedule import schedule
-from srl.observe.run_directory import write_text
-from srl.pipelines.assemble import assemble, load_demonstrations, sample_counts
-from srl.pipelines.sample import sample
+from srl.pipelines.assemble import assemble, load_demonstrations
+from srl.pipelines.card import write_card
+from srl.pipelines.sample import SamplingPass, sample
+from srl.pipelines.samples import sample_files
 from srl.tasks.problems import Problem
 
 
 def sample_demonstrations(session: Session, problems: list[Problem], progress: Callable[[int], None]) -> None:
-    """Attempts, verdicts and revisions of every problem, from the base model."""
-    session.use_weights(session.base)
-    sample(session.config, problems, session.pool(), session.rewards(), session.run.file("stage1/samples"), progress)
+    """Attempts, verdicts and revisions of every problem, from the base model, or none when `stage1.samples` has them."""
+    if session.config.stage1.samples:
+        return
+    rewards = session.rewards()
+    session.release_pool()  # the pipeline's actors have engines of their own
+    sample(session.config, problems, rewards, SamplingPass(session.run.file("stage1/samples"), session.base), progress)
 
 
 def assemble_demonstrations(session: Session) -> dict:
-    """D1, D2, D3 and the data card."""
-    samples = session.run.file("stage1/samples")
-    if not any(samples.glob("*.parquet")):
-        raise ConfigError(f"{samples}: no samples; run stage1 first")
+    """D1, D2, D3; the data card as numbers, text and plots; the difficulty of every problem."""
+    folder = session.run.file("stage1")
+    samples = Path(session.config.stage1.samples or folder / "samples")
+    sample_files(samples)
     session.rewards()  # Ray is up from here on
-    card = assemble(session.config, samples, session.run.file("stage1/demonstrations.parquet"))
-    card = {"counts": sample_counts(samples), **card}
-    write_text(session.run.file("stage1/card.json"), json.dumps(card, indent=1))
+    card, difficulty = assemble(session.config, samples, folder / "demonstrations.parquet")
+    pq.write_table(pa.Table.from_pylist(difficulty), folder / "difficulty.parquet")
+    write_card(card, folder)
     return card
 
 

@@ -3,11 +3,16 @@
 D1   wrong attempt, verdict "wrong", correct revision      trained: verdict, revision
 D2   correct attempt, verdict "wrong", correct revision    trained: revision
 D3   correct attempt, verdict "correct"                    trained: verdict, and the attempt for stability
+
+The baselines `raft` and `raft_plus` are made of the same samples without verdicts: attempt, a request to try again, revision
+(D1 alone, or D1 and D2), trained on the revision.
 """
 
 import hashlib
+import json
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,19 @@ import ray
 
 from srl.config import Config, ConfigError, Stage1Config
 from srl.learner.batch import Example, weighted_example
+from srl.pipelines.card import (
+    Statistics,
+    add,
+    data_card,
+    demonstration_statistics,
+    difficulty_of,
+    keep_example,
+    problem_statistics,
+)
+from srl.pipelines.classes import Candidate, Row, candidates
+from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat, model_folder
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind, Verdict
-
-Row = dict[str, Any]
 
 SCHEMA = pa.schema(
     [
@@ -31,8 +45,27 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("weights", pa.list_(pa.float32())),
+        # The same as others read it: what was said and answered, an answer in pieces with the weight of each.
+        (
+            "messages",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("role", pa.string()),
+                        ("pieces", pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("weight", pa.float32())]))),
+                    ]
+                )
+            ),
+        ),
     ]
 )
+COLUMNS = [
+    "id", "prompt_id", "question", "gold", "kind", "parent", "text", "token_ids", "truncated", "answer", "outcome", "verdict",
+    "accepted",
+]  # fmt: skip
+
+
+LIGHT = ["id", "prompt_id", "class"]
 
 
 def rank(seed: int, name: str) -> bytes:
@@ -40,122 +73,151 @@ def rank(seed: int, name: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
 
 
-def choose(rows: Sequence[Row], stage1: Stage1Config, seed: int) -> tuple[list[tuple[str, list[Row]]], Counter]:
-    """(class, samples along the path) for one problem's samples, and how many attempts left for which reason.
+def choose(rows: Sequence[Row], stage1: Stage1Config, seed: int) -> tuple[list[Candidate], Counter]:
+    """Demonstrations from one problem's samples, and how many attempts left for which reason.
 
-    At most one trajectory per attempt, at most `per_prompt_and_class` of each class.
+    At most one per attempt, at most `per_prompt_and_class` of each class. A correct attempt that could be D2 is D3 when
+    D2 is full or not wanted.
     """
     children: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: rank(seed, row["id"])):
         children[row["parent"]].append(row)
+    wanted = wanted_classes(stage1)
     chosen, taken, reasons = [], Counter(), Counter()
     for attempt in children[""]:
-        candidate, reason = path_from(attempt, children)
-        if candidate is None:
-            reasons[reason] += 1
-        elif taken[candidate[0]] >= stage1.per_prompt_and_class:
-            reasons[f"{candidate[0]}: cap per problem"] += 1
+        found, reason = candidates(attempt, children, stage1.agreement)
+        usable = [candidate for candidate in found if candidate[0] in wanted]
+        open_ones = [candidate for candidate in usable if taken[candidate[0]] < stage1.per_prompt_and_class]
+        if open_ones:
+            taken[open_ones[0][0]] += 1
+            chosen.append(open_ones[0])
+        elif usable:
+            reasons[f"{usable[-1][0]}: cap per problem"] += 1
         else:
-            taken[candidate[0]] += 1
-            chosen.append(candidate)
+            reasons[reason or f"{found[0][0]}: not wanted in this set"] += 1
     return chosen, reasons
 
 
-def path_from(attempt: Row, children: dict[str, list[Row]]) -> tuple[tuple[str, list[Row]] | None, str]:
-    """The trajectory that starts with this attempt, or the reason why there is none."""
-    if attempt["outcome"] == Outcome.TIMEOUT:
-        return None, "attempt: not graded in time"
-    right = attempt["outcome"] == Outcome.CORRECT
-    verdicts = children[attempt["id"]]
-    told_wrong = [v for v in verdicts if v["verdict"] == Verdict.WRONG]
-    corrected = [[attempt, v, r] for v in told_wrong for r in children[v["id"]] if r["accepted"]]
-    if right:
-        if corrected:
-            return ("D2", corrected[0]), ""
-        agreeing = [v for v in verdicts if v["accepted"]]
-        return (("D3", [attempt, agreeing[0]]), "") if agreeing else (None, "correct attempt: no verdict agrees")
-    if not told_wrong:
-        return None, "wrong attempt: no verdict agrees"
-    return (("D1", corrected[0]), "") if corrected else (None, "wrong attempt: no revision is right")
+def wanted_classes(stage1: Stage1Config) -> set[str]:
+    if stage1.recipe == "raft":
+        return {"D1"}
+    with_c2c = {"D2"} if stage1.c2c_share > 0 else set()
+    return {"D1"} | with_c2c | ({"D3"} if stage1.recipe == "ift" else set())
 
 
 def balance(classes: Sequence[str], ids: Sequence[str], stage1: Stage1Config, seed: int) -> list[int]:
-    """Indices to keep so that `correct_share` of them start with a correct attempt and at most `c2c_share` are D2."""
+    """Indices to keep: `counts_to_keep` of each class, chosen by a rank of their ids."""
     by_class: dict[str, list[int]] = defaultdict(list)
     for index in sorted(range(len(ids)), key=lambda index: rank(seed, ids[index])):
         by_class[classes[index]].append(index)
-    wrong, right, c2c = (len(by_class[name]) for name in ("D1", "D3", "D2"))
+    keep = counts_to_keep({name: len(by_class[name]) for name in ("D1", "D2", "D3")}, stage1)
+    return sorted(index for name, count in keep.items() for index in by_class[name][:count])
+
+
+def counts_to_keep(found: dict[str, int], stage1: Stage1Config) -> dict[str, int]:
+    """The largest mix with the wanted shares, `size` at most.
+
+    `ift`: `correct_share` of all start with a correct attempt, at most `c2c_share` are D2. `raft`: D1 alone. `raft_plus`: D1
+    and at most `c2c_share` D2.
+    """
+    largest = stage1.size or float("inf")
+    if stage1.recipe != "ift":
+        share = stage1.c2c_share if stage1.recipe == "raft_plus" else 0.0
+        c2c = min(found["D2"], int(share * min(found["D1"] / (1 - share), largest)))
+        return {"D1": int(min(found["D1"], largest - c2c)), "D2": c2c, "D3": 0}
     share, c2c_share = stage1.correct_share, min(stage1.c2c_share, stage1.correct_share)
-    total = min(wrong / (1 - share), (right + c2c) / share)
+    total = min(largest, found["D1"] / (1 - share), (found["D3"] + found["D2"]) / share)
     if c2c_share < share:
         # D3 must fill what D2 may not.
-        total = min(total, right / (share - c2c_share))
-    keep_c2c = min(c2c, int(c2c_share * total))
-    keep = {"D1": round(total * (1 - share)), "D2": keep_c2c, "D3": round(total * share) - keep_c2c}
-    return sorted(index for name, count in keep.items() for index in by_class[name][:count])
+        total = min(total, found["D3"] / (share - c2c_share))
+    c2c = min(found["D2"], int(c2c_share * total))
+    return {"D1": round(total * (1 - share)), "D2": c2c, "D3": round(total * share) - c2c}
 
 
 def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajectory:
     """The sampled pieces joined token by token as the trained model is to write them.
 
     `long_chain`: one message, pieces separated by `prompts.joiner`. `two_turn`: attempt and verdict in one message, then the
-    user's instruction, then the revision. The token that the model must write to go on belongs to the piece it leads to.
+    user's instruction, then the revision. `raft`, `raft_plus`: attempt, the instruction to try again, revision. The token that
+    the model must write to go on belongs to the piece it leads to. Raises ValueError if anything but a verdict or a right
+    answer would be trained.
     """
+    without_verdict = config.stage1.recipe != "ift"
     weights = {"D1": (0.0, 1.0, 1.0), "D2": (0.0, 0.0, 1.0), "D3": (float(config.stage1.train_correct_attempts), 1.0)}[name]
     trajectory = Trajectory(f"{path[-1]['id']}/{name}", path[0]["prompt_id"], path[0]["question"], path[0]["gold"], [])
     trajectory.prompt_token_ids = chat.opening(trajectory.question)
-    two_turn = config.protocol.name == "two_turn"
-    for index, (row, weight) in enumerate(zip(path, weights, strict=True)):
+    two_turn = without_verdict or config.protocol.name == "two_turn"
+    said = config.prompts.reask if without_verdict else config.prompts.revise
+    steps = [(row, weight) for row, weight in zip(path, weights, strict=True) if not (without_verdict and row["verdict"])]
+    for index, (row, weight) in enumerate(steps):
+        is_revision, is_last = row["kind"] == TurnKind.REVISION, index == len(steps) - 1
         ids = [token for token in row["token_ids"] if token not in chat.stop_ids]
-        new_message = two_turn and index == 2
-        if new_message:
-            trajectory.turns.append(
-                Turn(TurnKind.INSTRUCTION, chat.instruction(config.prompts.revise, chat.end_id), config.prompts.revise)
-            )
+        if two_turn and is_revision:
+            trajectory.turns.append(Turn(TurnKind.INSTRUCTION, chat.instruction(said, chat.end_id), said))
         elif index > 0:
             ids = chat.joiner() + ids
-        if index == len(path) - 1 or (two_turn and index == 1):
+        if is_last or (two_turn and steps[index + 1][0]["kind"] == TurnKind.REVISION):
             ids = [*ids, chat.end_id]
         verdict = row["verdict"] and Verdict(row["verdict"])
-        trajectory.turns.append(
-            Turn(TurnKind(row["kind"]), ids, row["text"], answer=row["answer"], verdict=verdict, loss_weight=weight)
-        )
+        outcome = row["outcome"] and Outcome(row["outcome"])
+        turn = Turn(TurnKind(row["kind"]), ids, row["text"], answer=row["answer"], verdict=verdict, loss_weight=weight)
+        turn.outcome = outcome
+        trajectory.turns.append(turn)
+    check_weights(trajectory)
     return trajectory
 
 
-class Assembler:
-    """Ray Data's actor: one file of samples, which holds whole problems, to demonstration rows and drop counts."""
+def check_weights(trajectory: Trajectory) -> None:
+    """Raise ValueError for a trained turn that nobody should learn: an instruction, a wrong answer, a verdict that is wrong."""
+    right: bool | None = None
+    for turn in trajectory.turns:
+        if turn.kind in (TurnKind.ATTEMPT, TurnKind.REVISION):
+            right = turn.outcome is Outcome.CORRECT
+        agrees = turn.kind is TurnKind.VERDICT and turn.verdict is (Verdict.CORRECT if right else Verdict.WRONG)
+        learnable = agrees if turn.kind is TurnKind.VERDICT else turn.kind is not TurnKind.INSTRUCTION and right
+        if turn.loss_weight > 0 and not learnable:
+            raise ValueError(f"demonstration {trajectory.id}: its {turn.kind} must not be trained, has weight {turn.loss_weight}")
 
-    def __init__(self, config: Config):
-        self.config = config
+
+def messages(trajectory: Trajectory, chat: Chat) -> list[dict[str, Any]]:
+    """The conversation as text: what the system and the user said, and the answers in weighted pieces, the end token left out."""
+    said = [("system", chat.prompts.system)] if chat.prompts.system else []
+    said.append(("user", chat.prompts.question.replace("{question}", trajectory.question)))
+    conversation = [{"role": role, "pieces": [{"kind": "", "text": text, "weight": 0.0}]} for role, text in said]
+    for turn in trajectory.turns:
+        if turn.kind is TurnKind.INSTRUCTION:
+            conversation.append({"role": "user", "pieces": [{"kind": turn.kind.value, "text": turn.text, "weight": 0.0}]})
+            continue
+        if conversation[-1]["role"] == "user":
+            conversation.append({"role": "assistant", "pieces": []})
+        piece = {"kind": turn.kind.value, "text": chat.decode(turn.token_ids), "weight": turn.loss_weight}
+        conversation[-1]["pieces"].append(piece)
+    return conversation
+
+
+class Assembler:
+    """Ray Data's actor: all candidates of one file of samples to a file of demonstrations, and what there is to say of them."""
+
+    def __init__(self, config: Config, folder: Path):
+        self.config, self.folder = config, folder
         self.chat = Chat(model_folder(config.model.path), config.prompts)
 
-    def __call__(self, item: Row) -> Iterable[Row]:
-        problems: dict[str, list[Row]] = defaultdict(list)
-        columns = [
-            "id",
-            "prompt_id",
-            "question",
-            "gold",
-            "kind",
-            "parent",
-            "text",
-            "token_ids",
-            "answer",
-            "outcome",
-            "verdict",
-            "accepted",
-        ]
-        for row in pq.read_table(item["path"], columns=columns).to_pylist():
-            problems[row["prompt_id"]].append(row)
-        dropped: Counter = Counter()
-        for rows in problems.values():
-            chosen, reasons = choose(rows, self.config.stage1, self.config.run.seed)
-            dropped += reasons
-            for name, path in chosen:
-                yield self.demonstration(name, path)
-        for reason, count in dropped.items():
-            yield {"id": reason, "prompt_id": "", "class": "dropped", "text": "", "token_ids": [count], "weights": []}
+    def __call__(self, item: dict[str, str]) -> dict[str, Any]:
+        file, dropped = Path(item["path"]), Counter()
+        statistics: Statistics = {}
+        difficulty = []
+        with pq.ParquetWriter(self.folder / file.name, SCHEMA) as writer:
+            for rows in problems_in(file, COLUMNS):
+                chosen, reasons = choose(rows, self.config.stage1, self.config.run.seed)
+                dropped += reasons
+                add(statistics, problem_statistics(rows))
+                difficulty.append(difficulty_of(rows))
+                found = [self.demonstration(*candidate) for candidate in chosen]
+                fitting = [row for row in found if len(row["token_ids"]) <= self.config.model.max_length]
+                dropped["longer than model.max_length"] += len(found) - len(fitting)
+                if fitting:
+                    writer.write_table(pa.Table.from_pylist(fitting, schema=SCHEMA))
+        return {"found": json.dumps({"dropped": dropped, "statistics": statistics, "difficulty": difficulty})}
 
     def demonstration(self, name: str, path: Sequence[Row]) -> Row:
         trajectory = render(name, path, self.config, self.chat)
@@ -167,68 +229,78 @@ class Assembler:
             "text": self.chat.decode(example.token_ids),
             "token_ids": example.token_ids,
             "weights": example.weights,
+            "messages": messages(trajectory, self.chat),
         }
 
 
-def assemble(config: Config, samples: Path, target: Path) -> dict[str, Any]:
-    """Write the demonstrations of all sample files to one Parquet file; returns the data card's numbers.
+def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Write the demonstrations of all sample files to one Parquet file; returns the data card and every problem's difficulty.
 
     Raises ConfigError when a class that the mix needs has no trajectory at all.
     """
-    paths = sorted(str(path) for path in samples.glob("*.parquet"))
-    dataset = ray.data.from_items([{"path": path} for path in paths]).flat_map(
-        Assembler, fn_constructor_args=(config,), num_cpus=0.1, compute=ray.data.ActorPoolStrategy(size=1)
+    files, parts = sample_files(samples), target.with_suffix(".parts")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    dataset = ray.data.from_items([{"path": str(path)} for path in files], override_num_blocks=len(files)).map(
+        Assembler,
+        fn_constructor_args=(config, parts),
+        num_cpus=config.reward.cpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.reward.workers),
     )
-    rows = dataset.take_all()
-    dropped: Counter = Counter()
-    for row in rows:
-        if row["class"] == "dropped":
-            dropped[row["id"]] += int(row["token_ids"][0])
-    found = sorted((row for row in rows if row["class"] != "dropped"), key=lambda row: row["id"])
-    kept = [
-        found[index] for index in balance([r["class"] for r in found], [r["id"] for r in found], config.stage1, config.run.seed)
-    ]
-    too_long = [row for row in kept if len(row["token_ids"]) > config.model.max_length]
-    kept = [row for row in kept if len(row["token_ids"]) <= config.model.max_length]
+    found = [json.loads(row["found"]) for row in dataset.take_all()]
+    statistics, dropped = {}, Counter()
+    for one in found:
+        add(statistics, one["statistics"])
+        dropped.update(one["dropped"])
+    light = [row for file in sorted(parts.iterdir()) for row in pq.read_table(file, columns=LIGHT).to_pylist()]
+    kept = {
+        light[index]["id"]
+        for index in balance([row["class"] for row in light], [row["id"] for row in light], config.stage1, config.run.seed)
+    }
     if not kept:
         raise ConfigError(
-            f"stage1: no demonstrations from {len(paths)} sample files: classes {dict(Counter(r['class'] for r in found))}, "
+            f"stage1: no demonstrations from {len(files)} sample files: classes {dict(Counter(r['class'] for r in light))}, "
             f"dropped {dict(dropped)}; sample more with stage1.prompts or stage1.attempts"
         )
-    write_demonstrations(kept, config, target)
-    dropped["balance of the mix"] += len(found) - len(kept) - len(too_long)
-    dropped["longer than model.max_length"] += len(too_long)
-    classes = Counter(row["class"] for row in kept)
-    return {"classes": dict(sorted(classes.items())), "dropped": {k: v for k, v in sorted(dropped.items()) if v}}
+    dropped["balance of the mix"] += len(light) - len(kept)
+    splits = split_of({row["prompt_id"] for row in light if row["id"] in kept}, config)
+    shown, examples = write_demonstrations(demonstrations(parts, kept), splits, target)
+    shutil.rmtree(parts)
+    card = data_card(config, statistics, {name: n for name, n in sorted(dropped.items()) if n}, shown, examples)
+    return card, sorted((row for one in found for row in one["difficulty"]), key=lambda row: row["prompt_id"])
 
 
-def write_demonstrations(rows: Sequence[Row], config: Config, target: Path) -> None:
+def split_of(prompts: set[str], config: Config) -> dict[str, str]:
     """Problems are split into train and validation as a whole, so that no question stands in both; at least one is held out."""
-    prompts = sorted({row["prompt_id"] for row in rows}, key=lambda prompt: rank(config.run.seed, prompt))
-    held_out = set(prompts[: max(1, round(config.stage1.validation_share * len(prompts)))])
-    for row in rows:
-        row["split"] = "validation" if row["prompt_id"] in held_out else "train"
-    partial = target.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), partial)
+    order = sorted(prompts, key=lambda prompt: rank(config.run.seed, prompt))
+    held_out = set(order[: max(1, round(config.stage1.validation_share * len(order)))])
+    return {prompt: "validation" if prompt in held_out else "train" for prompt in order}
+
+
+def demonstrations(parts: Path, kept: set[str]) -> Iterator[Row]:
+    """The kept ones, in the order of the problems."""
+    for file in sorted(parts.iterdir()):
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP):
+            yield from (row for row in batch.to_pylist() if row["id"] in kept)
+
+
+def write_demonstrations(rows: Iterable[Row], splits: Mapping[str, str], target: Path) -> tuple[Statistics, list[Row]]:
+    """One Parquet file that appears only when it is whole; returns what the data card says of the set, and examples."""
+    partial, shown, examples, group = target.with_suffix(".partial"), {}, [], []
+    with pq.ParquetWriter(partial, SCHEMA) as writer:
+        for row in rows:
+            group.append(row | {"split": splits[row["prompt_id"]]})
+            add(shown, demonstration_statistics(group[-1]))
+            keep_example(examples, group[-1])
+            if len(group) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                group = []
+        writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
     partial.rename(target)
+    return shown, examples
 
 
 def load_demonstrations(path: Path, split: str) -> list[Example]:
-    rows = pq.read_table(path, filters=[("split", "=", split)]).to_pylist()
+    columns = ["id", "token_ids", "weights"]
+    rows = pq.read_table(path, columns=columns, filters=[("split", "=", split)]).to_pylist()
     return [Example(row["id"], row["token_ids"], row["weights"]) for row in rows]
-
-
-def sample_counts(folder: Path) -> dict[str, int]:
-    """How many samples of each kind there are, and how many of them are right, for the data card."""
-    counts: Counter = Counter()
-    for file in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(file, columns=["kind", "accepted", "outcome", "verdict"]).to_pylist()
-        for row in table:
-            counts[f"{row['kind']}s"] += 1
-            if row["kind"] == TurnKind.ATTEMPT:
-                counts[f"attempts {row['outcome']}"] += 1
-            elif row["kind"] == TurnKind.VERDICT and row["verdict"] is None:
-                counts["verdicts without format"] += 1
-            elif row["accepted"]:
-                counts[f"{row['kind']}s accepted"] += 1
-    return dict(sorted(counts.items()))

@@ -1,231 +1,177 @@
-"""Sequential rejection sampling (paper, section 3.1) as a Ray Data pipeline.
+"""Sequential rejection sampling (paper, section 3.1) as a Ray Data pipeline: blocks of problems -> engines -> Parquet.
 
-Problems -> attempts -> verdicts -> revisions -> Parquet.
+Each actor of the pipeline holds one engine, which serves all three steps of the problems it is given, several blocks at
+once so that it never runs dry. An actor writes the file of a block itself and hands on one row that says so: samples do not
+travel, and however many there are, memory holds those of the blocks in flight.
 
-One row per sample; `parent` names the sample it continues, so the rows of a problem form a tree:
-
-    id            <prompt_id>/a3, <prompt_id>/a3/v1, <prompt_id>/a3/v1/r0
-    prompt_id, question, gold
-    kind          attempt | verdict | revision
-    parent        id of the sample before, "" for attempts
-    text, token_ids, logprobs
-    answer        of attempts and revisions, null without a box
-    outcome       the grader's, for attempts and revisions
-    verdict       of verdicts: correct | wrong, null when the format is broken
-    accepted      attempts: always; verdicts: agrees with the attempt's grade, if it got one; revisions: the answer is right
-    seed, weights the run's seed and the fingerprint of the model that sampled
-
-Every sample is written, rejected or not, so that one sampling run feeds any way of assembling.
+Exactly once: what is missing is what has no file. An actor that dies is restarted by Ray Data and gets its blocks again; a
+driver or node that dies loses the blocks in flight, and the next start samples them. Seeds depend on ids alone.
 """
 
-import hashlib
+import asyncio
+import math
+import queue
+import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.util.queue import Queue
 
 from srl.config import Config
-from srl.protocols.chat import Chat, model_folder
-from srl.reward.actor import grade_all
-from srl.rollout.pool import RolloutPool
+from srl.pipelines.samples import Row, block_label, blocks_of, fingerprint, missing_blocks, sample_files, tidy, write_block
+from srl.pipelines.tree import ALL_STEPS, EngineLoop, Grading, Sampler
+from srl.protocols.chat import Chat
+from srl.rollout.engine import Engine
 from srl.tasks.problems import Problem
-from srl.trajectory import Outcome, Trajectory, Turn, TurnKind, Verdict
+from srl.trajectory import TurnKind
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("question", pa.string()),
-        ("gold", pa.string()),
-        ("kind", pa.string()),
-        ("parent", pa.string()),
-        ("text", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("logprobs", pa.list_(pa.float32())),
-        ("answer", pa.string()),
-        ("outcome", pa.string()),
-        ("verdict", pa.string()),
-        ("accepted", pa.bool_()),
-        ("seed", pa.int64()),
-        ("weights", pa.string()),
-    ]
-)
+COLUMNS = [field.name for field in fields(Problem)]
 
 
-class Sampler:
-    """The pipeline's actor. It borrows rollout workers from a queue, so that the run's engines serve this stage too."""
+@dataclass(frozen=True)
+class SamplingPass:
+    """One model over all problems. `steps` are sampled from it, the others are taken from the files of `source`."""
 
-    def __init__(self, config: Config, workers: Queue, weight_version: int, reward_actors: list, weights: str):
-        self.config, self.workers, self.reward_actors = config, workers, reward_actors
-        self.weight_version, self.weights = weight_version, weights
-        self.chat = Chat(model_folder(config.model.path), config.prompts)
+    folder: Path
+    model: str
+    steps: Collection[TurnKind] = ALL_STEPS
+    source: Path | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        problems = [Problem(*row) for row in zip(batch["prompt_id"], batch["question"], batch["gold"], strict=True)]
-        worker = self.workers.get(timeout=self.config.rollout.timeout_s)
-        try:
-            rows = self.sample(worker, problems)
-        finally:
-            self.workers.put(worker)
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-    def sample(self, worker: Any, problems: Sequence[Problem]) -> list[dict[str, Any]]:
-        """All samples of these problems: three generations, each started when the grades it needs are known."""
-        stage1, seed = self.config.stage1, self.config.run.seed
-        roots = [
-            Trajectory(f"{p.prompt_id}/a{n}", p.prompt_id, p.question, p.gold, self.chat.opening(p.question), seed=seed)
-            for p in problems
-            for n in range(stage1.attempts)
-        ]
-        attempts = self._grade(self._generate(worker, "attempt", roots))
-        verdicts = self._generate(worker, "verdict", [continued(a, f"v{n}") for a in attempts for n in range(stage1.verdicts)])
-        revisions = self._grade(self._generate(worker, "revision", self._to_revise(verdicts)))
-        return [row(t, self.weights) for t in (*attempts, *verdicts, *revisions)]
-
-    def _to_revise(self, verdicts: Sequence[Trajectory]) -> list[Trajectory]:
-        """M1 continuations of each wrong attempt, M2 of each correct one, spread over its verdicts that said "wrong"."""
-        stage1, told_wrong = self.config.stage1, {}
-        for trajectory in verdicts:
-            if trajectory.turns[-1].verdict is Verdict.WRONG and trajectory.turns[0].outcome is not Outcome.TIMEOUT:
-                told_wrong.setdefault(trajectory.id.rpartition("/")[0], []).append(trajectory)
-        continuations = []
-        for judged in told_wrong.values():
-            is_right = judged[0].turns[0].outcome is Outcome.CORRECT
-            count = stage1.correct_revisions if is_right else stage1.wrong_revisions
-            continuations += [continued(judged[n % len(judged)], f"r{n}") for n in range(count)]
-        return continuations
-
-    def _generate(self, worker: Any, protocol: str, trajectories: list[Trajectory]) -> list[Trajectory]:
-        if not trajectories:
+    def earlier_weights(self) -> list[str]:
+        """Fingerprints of the models whose samples `source` holds."""
+        if self.source is None:
             return []
-        reference = worker.generate.remote(protocol, trajectories, self.config.stage1.temperature, self.weight_version)
-        return ray.get(reference, timeout=self.config.rollout.timeout_s + 30)
-
-    def _grade(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """Grade the last turn of each."""
-        requests = [(t.id, t.turns[-1].answer, t.gold) for t in trajectories]
-        grades = grade_all(self.reward_actors, requests, self.config.reward.timeout_s) if requests else {}
-        for trajectory in trajectories:
-            trajectory.turns[-1].outcome = grades[trajectory.id]
-        return trajectories
+        return pq.read_metadata(sample_files(self.source)[0]).metadata[b"srl.weights"].decode().split(" ")
 
 
-def continued(trajectory: Trajectory, name: str) -> Trajectory:
-    """A new trajectory that goes on where this one stopped."""
-    return Trajectory(
-        f"{trajectory.id}/{name}",
-        trajectory.prompt_id,
-        trajectory.question,
-        trajectory.gold,
-        trajectory.prompt_token_ids,
-        [Turn(**{slot: getattr(turn, slot) for slot in Turn.__slots__}) for turn in trajectory.turns],
-        seed=trajectory.seed,
-    )
+class EngineActor:
+    """The pipeline's actor: a shell around an engine and the trees that grow in it."""
+
+    def __init__(self, config: Config, work: SamplingPass, reward_actors: list, own: str, weights: list[str]):
+        self.config, self.work, self.fingerprint, self.weights = config, work, own, weights
+        self.chat = Chat(work.model, config.prompts)
+        self.loop = EngineLoop(Engine(work.model, config.model, config.rollout, self.chat.stop_ids))
+        self.grading = Grading(reward_actors, config.reward.timeout_s)
+
+    async def __call__(self, block: dict[str, Any]) -> dict[str, list]:
+        """One block of problems, all at once. Raises TimeoutError after `rollout.timeout_s`."""
+        started, name = time.monotonic(), str(block["file"][0])
+        problems = [Problem(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*(block[c] for c in COLUMNS), strict=True)]
+        file = self.work.folder / name
+        count_tries(file, self.config.rollout.retries)
+        recorded = self._recorded(name)
+        sampler = Sampler(
+            self.config,
+            self.chat,
+            self.loop.generate,
+            self.grading.grade,
+            self.fingerprint,
+            self.work.steps,
+            recorded,
+        )
+        trees = asyncio.gather(*(sampler.problem(problem) for problem in problems))
+        limit = self.config.rollout.timeout_s
+        try:
+            rows = [row for tree in await asyncio.wait_for(trees, limit) for row in tree]
+        except TimeoutError:
+            raise TimeoutError(f"rollout.timeout_s={limit:g}: {name} with {len(problems)} problems is not sampled") from None
+        await asyncio.to_thread(write_block, rows, block_label(problems, self.weights), file)
+        tokens = sum(len(row["token_ids"]) for row in rows)
+        seconds = time.monotonic() - started
+        return {"file": [name], "problems": [len(problems)], "samples": [len(rows)], "tokens": [tokens], "seconds": [seconds]}
+
+    def _recorded(self, name: str) -> dict[str, Row]:
+        if self.work.source is None:
+            return {}
+        return {row["id"]: row for row in pq.read_table(self.work.source / name).to_pylist()}
 
 
-def row(trajectory: Trajectory, weights: str) -> dict[str, Any]:
-    """The last turn of a trajectory as a row of the table above."""
-    turn = trajectory.turns[-1]
-    return {
-        "id": trajectory.id,
-        "prompt_id": trajectory.prompt_id,
-        "question": trajectory.question,
-        "gold": trajectory.gold,
-        "kind": turn.kind.value,
-        "parent": "" if turn.kind is TurnKind.ATTEMPT else trajectory.id.rpartition("/")[0],
-        "text": turn.text,
-        "token_ids": turn.token_ids,
-        "logprobs": turn.logprobs,
-        "answer": turn.answer,
-        "outcome": turn.outcome and turn.outcome.value,
-        "verdict": turn.verdict and turn.verdict.value,
-        "accepted": is_accepted(trajectory),
-        "seed": trajectory.seed,
-        "weights": weights,
-    }
-
-
-def is_accepted(trajectory: Trajectory) -> bool:
-    turn = trajectory.turns[-1]
-    if turn.kind is TurnKind.ATTEMPT:
-        return True
-    if turn.kind is TurnKind.REVISION:
-        return turn.outcome is Outcome.CORRECT
-    attempt = trajectory.turns[0].outcome
-    if attempt is Outcome.TIMEOUT:
-        return False
-    return turn.verdict is (Verdict.CORRECT if attempt is Outcome.CORRECT else Verdict.WRONG)
+def count_tries(file: Path, retries: int) -> None:
+    """Raise RuntimeError when the processes that began this block before have all died: a block that kills its engine."""
+    earlier = list(file.parent.glob(f".{file.name}.*.try"))
+    if len(earlier) > retries:
+        raise RuntimeError(f"rollout.retries={retries}: the engine died {len(earlier)} times with {file.name}")
+    (file.parent / f".{file.name}.{uuid.uuid4().hex}.try").touch()
 
 
 def sample(
-    config: Config,
-    problems: Sequence[Problem],
-    pool: RolloutPool,
-    reward_actors: list,
-    folder: Path,
-    progress: Callable[[int], None],
+    config: Config, problems: Sequence[Problem], reward_actors: list, work: SamplingPass, progress: Callable[[int], None]
 ) -> None:
-    """Write the samples of all problems to `folder`, one Parquet file per block; problems that are already there are skipped.
+    """Write the samples of all problems to `work.folder`, one file for each block; blocks that have a file are left alone.
 
-    A file appears only when it is whole, so an interrupted run continues without losing or repeating a problem.
+    Raises TimeoutError when nothing arrives any more, ConfigError when a file there is from other problems or weights, and
+    RuntimeError when the actors write to a disk that the driver does not see.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    done = sampled_prompts(folder)
-    missing = [p for p in problems if p.prompt_id not in done]
-    progress(len(problems) - len(missing))
+    work.folder.mkdir(parents=True, exist_ok=True)
+    own = fingerprint(work.model)
+    blocks, weights = blocks_of(problems, config.stage1.block), sorted({own, *work.earlier_weights()})
+    missing = missing_blocks(work.folder, blocks, weights)
+    progress(len(problems) - sum(map(len, missing.values())))
     if not missing:
         return
-    queue = Queue(actor_options={"num_cpus": 0})
-    for worker in pool.workers:
-        queue.put(worker)
-    # One table is one block: the unit of work, of a file and of what a kill can cost.
-    rows = [{"prompt_id": p.prompt_id, "question": p.question, "gold": p.gold} for p in missing]
-    size = config.stage1.block
-    blocks = [pa.Table.from_pylist(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        Sampler,
-        fn_constructor_args=(config, queue, pool.version, reward_actors, fingerprint(model_folder(config.model.path))),
+    tidy(work.folder)
+    at_once = blocks_in_flight(config)
+    dataset = ray.data.from_arrow([block_table(name, missing[name]) for name in missing]).map_batches(
+        EngineActor,
+        fn_constructor_args=(config, work, reward_actors, own, weights),
         batch_size=None,
-        num_cpus=0.1,
-        compute=ray.data.ActorPoolStrategy(size=len(pool.workers)),
+        num_cpus=config.rollout.cpus,
+        num_gpus=config.rollout.gpus,
+        compute=ray.data.ActorPoolStrategy(
+            size=min(config.rollout.workers, math.ceil(len(missing) / at_once)),
+            max_tasks_in_flight_per_actor=at_once,
+            max_concurrent_calls_per_actor=at_once,
+        ),
     )
+    # A block ends or fails within its own limit, the first one after its engine has started.
+    limit = config.rollout.start_timeout_s + config.rollout.timeout_s
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            write_whole(batch, folder)
-            progress(len(set(batch["prompt_id"].to_pylist())))
+        for done in arriving(dataset, limit, "rollout.start_timeout_s + rollout.timeout_s"):
+            if not (work.folder / done["file"]).exists():
+                raise RuntimeError(f"{work.folder} on the driver's node lacks {done['file']}: run.directory must be shared")
+            progress(done["problems"])
     finally:
-        queue.shutdown()
+        tidy(work.folder)
 
 
-def write_whole(table: pa.Table, folder: Path) -> None:
-    name = uuid.uuid4().hex
-    partial = folder / f".{name}.partial"
-    try:
-        pq.write_table(table.cast(SCHEMA), partial)
-        partial.rename(folder / f"{name}.parquet")
-    finally:
-        partial.unlink(missing_ok=True)
+def blocks_in_flight(config: Config) -> int:
+    """Enough first waves of attempts to fill the engine twice, and one block more, which ends while the next begins."""
+    return 1 + math.ceil(2 * config.rollout.max_sequences / (config.stage1.block * config.stage1.wave))
 
 
-def sampled_prompts(folder: Path) -> set[str]:
-    """Ids of the problems whose samples are complete."""
-    files = sorted(folder.glob("*.parquet"))
-    return {prompt for file in files for prompt in pq.read_table(file, columns=["prompt_id"])["prompt_id"].to_pylist()}
+def block_table(name: str, problems: Sequence[Problem]) -> pa.Table:
+    """One table is one block of Ray Data: the unit of work, of a file and of what a kill can cost."""
+    columns = {column: [getattr(problem, column) for problem in problems] for column in COLUMNS}
+    return pa.table({"file": [name] * len(problems), **columns})
 
 
-def fingerprint(path: str) -> str:
-    """Short hash of a model folder's weights; the path itself for a hub name."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        return path
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        with file.open("rb") as handle:
-            while chunk := handle.read(2**24):
-                digest.update(chunk)
-    return digest.hexdigest()
+def arriving(dataset: ray.data.Dataset, limit_s: float, setting: str) -> Iterator[dict[str, Any]]:
+    """Rows as they come. Raises what the pipeline raises, and TimeoutError when none comes for `limit_s` seconds."""
+    arrived: queue.Queue = queue.Queue()
+
+    def consume() -> None:
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in batch.to_pylist():
+                    arrived.put(row)
+            arrived.put(None)
+        except BaseException as error:
+            arrived.put(error)
+
+    threading.Thread(target=consume, daemon=True).start()
+    while True:
+        try:
+            row = arrived.get(timeout=limit_s)
+        except queue.Empty:
+            raise TimeoutError(f"{setting}={limit_s:g}: waited for a block of samples") from None
+        if row is None:
+            return
+        if isinstance(row, BaseException):
+            raise row
+        yield row

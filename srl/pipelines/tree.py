@@ -1,0 +1,216 @@
+"""The samples of one problem, grown as a tree: attempts, verdicts on each, revisions after "wrong" (paper, section 3.1).
+
+Everything that waits for the engine or the grader is a coroutine, so all trees of a process share one running batch: a
+verdict enters it the moment its attempt is graded, while its prefix is still cached, and no step waits for another tree.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from srl.config import Config
+from srl.pipelines.classes import candidates
+from srl.pipelines.samples import Row, sample_row
+from srl.protocols.chat import Chat
+from srl.protocols.protocol import Protocol, Sampled, Say, Stop, build_protocol
+from srl.reward.actor import grade_all
+from srl.reward.rules import GradeRequest
+from srl.rollout.engine import Completion, Sampling
+from srl.rollout.loop import StepEngine, turn_seed
+from srl.tasks.problems import Problem
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
+
+Generate = Callable[[str, list[int], Sampling], Awaitable[Completion]]
+Grade = Callable[[GradeRequest], Awaitable[Outcome]]
+ALL_STEPS = (TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION)
+
+
+class EngineLoop:
+    """One engine for everybody who awaits it. It steps while somebody does."""
+
+    def __init__(self, engine: StepEngine):
+        self.engine = engine
+        self.waiting: dict[str, asyncio.Future[Completion]] = {}
+        self.stepping: asyncio.Task | None = None
+
+    async def generate(self, request_id: str, token_ids: list[int], sampling: Sampling) -> Completion:
+        """Raises what the engine raises in a step, ValueError for an id that is running."""
+        if request_id in self.waiting:
+            raise ValueError(f"two requests have the id {request_id}")
+        result = self.waiting[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            self.engine.submit(request_id, token_ids, sampling)
+            if self.stepping is None or self.stepping.done():
+                self.stepping = asyncio.create_task(self._step())
+            return await result
+        finally:
+            # Still there only when the caller was cancelled or the engine refused the request.
+            if self.waiting.pop(request_id, None) is not None:
+                self.engine.abort([request_id])
+
+    async def _step(self) -> None:
+        try:
+            while self.waiting:
+                await asyncio.sleep(0)  # everybody who can go on submits first
+                for done in self.engine.step():
+                    if (result := self.waiting.pop(done.request_id, None)) is not None and not result.done():
+                        result.set_result(done)
+        except Exception as error:
+            failed, self.waiting = self.waiting, {}
+            for result in failed.values():
+                if not result.done():
+                    result.set_exception(error)
+
+
+class Grading:
+    """Batches whatever is to be graded while the batch before is away."""
+
+    def __init__(self, actors: list, timeout_s: float):
+        self.actors, self.timeout_s = actors, timeout_s
+        self.queue: list[tuple[GradeRequest, asyncio.Future[Outcome]]] = []
+        self.away: asyncio.Task | None = None
+
+    async def grade(self, request: GradeRequest) -> Outcome:
+        result = asyncio.get_running_loop().create_future()
+        self.queue.append((request, result))
+        if self.away is None or self.away.done():
+            self.away = asyncio.create_task(self._send())
+        return await result
+
+    async def _send(self) -> None:
+        while self.queue:
+            batch, self.queue = self.queue, []
+            try:
+                # In a thread: the engine goes on stepping.
+                grades = await asyncio.to_thread(grade_all, self.actors, [request for request, _ in batch], self.timeout_s)
+                for request, result in batch:
+                    if not result.done():
+                        result.set_result(grades[request[0]])
+            except Exception as error:
+                for _, result in batch:
+                    if not result.done():
+                        result.set_exception(error)
+
+
+class Sampler:
+    """`steps` are sampled here; what the other steps gave is taken from `recorded`, by id, and missing if it is not there."""
+
+    def __init__(
+        self,
+        config: Config,
+        chat: Chat,
+        generate: Generate,
+        grade: Grade,
+        weights: str,
+        steps: Collection[TurnKind] = ALL_STEPS,
+        recorded: Mapping[str, Row] | None = None,
+    ):
+        self.config, self.chat, self.generate, self.grade, self.weights = config, chat, generate, grade, weights
+        self.steps, self.recorded = steps, recorded or {}
+        self.protocols: dict[TurnKind, Protocol] = {kind: build_protocol(kind.value, config, chat) for kind in ALL_STEPS}
+
+    async def problem(self, problem: Problem) -> list[Row]:
+        """All samples of a problem, wave by wave of attempts until its quotas are full.
+
+        Only whole waves decide, so what is sampled does not depend on which request finishes first.
+        """
+        stage1, rows, taken = self.config.stage1, [], Counter()
+        for start in range(0, stage1.attempts, stage1.wave):
+            wave = range(start, min(start + stage1.wave, stage1.attempts))
+            full = full_sides(taken, stage1.per_prompt_and_class)
+            if len(full) == 2:
+                break
+            trees = await asyncio.gather(*(self._tree(self._root(problem, n), full) for n in wave))
+            for tree in trees:
+                taken.update(side_of(tree, stage1.agreement))
+                rows += tree
+        return rows
+
+    def _root(self, problem: Problem, index: int) -> Trajectory:
+        opening = self.chat.opening(problem.question)
+        name, seed = f"{problem.prompt_id}/a{index}", self.config.run.seed
+        return Trajectory(name, problem.prompt_id, problem.question, problem.gold, opening, seed=seed)
+
+    async def _tree(self, root: Trajectory, full: Collection[bool]) -> list[Row]:
+        """One attempt, its verdicts and revisions; nothing after an attempt of a side (right or wrong) that is full."""
+        attempts = await self._step(TurnKind.ATTEMPT, [root])
+        if not attempts or (attempts[0][0].turns[-1].outcome is Outcome.CORRECT) in full:
+            return [row for _, row in attempts]
+        attempt = attempts[0][0]
+        roots = [continued(attempt, f"v{n}") for n in range(self.config.stage1.verdicts)]
+        verdicts = await self._step(TurnKind.VERDICT, roots)
+        revisions = await self._step(TurnKind.REVISION, self._to_revise([verdict for verdict, _ in verdicts]))
+        return [row for _, row in (*attempts, *verdicts, *revisions)]
+
+    def _to_revise(self, verdicts: Sequence[Trajectory]) -> list[Trajectory]:
+        """M1 continuations of a wrong attempt, M2 of a correct one, spread over its verdicts that said "wrong"."""
+        told_wrong = [t for t in verdicts if t.turns[-1].verdict is Verdict.WRONG and t.turns[0].outcome is not Outcome.TIMEOUT]
+        if not told_wrong:
+            return []
+        right = told_wrong[0].turns[0].outcome is Outcome.CORRECT
+        count = self.config.stage1.correct_revisions if right else self.config.stage1.wrong_revisions
+        return [continued(told_wrong[n % len(told_wrong)], f"r{n}") for n in range(count)]
+
+    async def _step(self, kind: TurnKind, trajectories: Sequence[Trajectory]) -> list[tuple[Trajectory, Row]]:
+        if kind not in self.steps:
+            trajectories = [trajectory for trajectory in trajectories if trajectory.id in self.recorded]
+        return await asyncio.gather(*(self._turn(kind, trajectory) for trajectory in trajectories))
+
+    async def _turn(self, kind: TurnKind, trajectory: Trajectory) -> tuple[Trajectory, Row]:
+        """The trajectory with one more turn, graded if it answers, and that turn's row."""
+        protocol, temperature, seed = self.protocols[kind], self.config.stage1.temperature, 0
+        trajectory.stop_reason = StopReason.ANSWERED
+        while not isinstance(action := protocol.next_action(trajectory), Stop):
+            if isinstance(action, Say):
+                last_id = trajectory.turns[-1].token_ids[-1] if trajectory.turns[-1].token_ids else -1
+                trajectory.turns.append(Turn(TurnKind.INSTRUCTION, self.chat.instruction(action.text, last_id), action.text))
+                continue
+            ids, seed = trajectory.token_ids(), turn_seed(trajectory)
+            budget = min(action.max_tokens, self.config.model.max_length - len(ids))
+            if budget < 1:
+                trajectory.turns.append(Turn(kind, []))
+                trajectory.stop_reason = StopReason.LENGTH
+                break
+            done = await self._completion(kind, trajectory.id, ids, Sampling(budget, temperature, seed))
+            protocol.receive(trajectory, Sampled(kind, done.token_ids, done.logprobs, 0, done.finished_by_length))
+            trajectory.stop_reason = StopReason.LENGTH if done.finished_by_length else StopReason.ANSWERED
+        if kind is not TurnKind.VERDICT:
+            trajectory.turns[-1].outcome = await self.grade((trajectory.id, trajectory.turns[-1].answer, trajectory.gold))
+        recorded = self.recorded.get(trajectory.id, {}) if kind not in self.steps else {}
+        origin = {key: recorded[key] for key in ("seed", "temperature", "weights") if key in recorded}
+        return trajectory, sample_row(trajectory, seed, temperature, self.weights) | origin
+
+    async def _completion(self, kind: TurnKind, name: str, ids: list[int], sampling: Sampling) -> Completion:
+        if kind in self.steps:
+            return await self.generate(name, ids, sampling)
+        row = self.recorded[name]
+        return Completion(name, row["token_ids"], row["logprobs"], row["truncated"])
+
+
+def full_sides(taken: Mapping[bool, int], cap: int) -> set[bool]:
+    """Which of right-first (True) and wrong-first (False) have as many trajectories as a problem may give to a class."""
+    return {side for side in (True, False) if taken[side] >= cap}
+
+
+def side_of(tree: Sequence[Row], least_agreement: float) -> list[bool]:
+    """[whether its attempt is right] if the tree holds a demonstration, else []."""
+    if not tree:
+        return []
+    children: dict[str, list[Row]] = {row["id"]: [] for row in tree}
+    for row in tree[1:]:
+        children[row["parent"]].append(row)
+    found, _ = candidates(tree[0], children, least_agreement)
+    return [tree[0]["outcome"] == Outcome.CORRECT] if found else []
+
+
+def continued(trajectory: Trajectory, name: str) -> Trajectory:
+    """A new trajectory that goes on where this one stopped."""
+    return Trajectory(
+        f"{trajectory.id}/{name}",
+        trajectory.prompt_id,
+        trajectory.question,
+        trajectory.gold,
+        trajectory.prompt_token_ids,
+        [Turn(**{slot: getattr(turn, slot) for slot in Turn.__slots__}) for turn in trajectory.turns],
+        seed=trajectory.seed,
+    )
