@@ -19,8 +19,8 @@ class Stage1Config(Section):
     wave: int = Field(
         4,
         ge=1,
-        description="Attempts per problem between two looks at its quotas: with `per_prompt_and_class` trajectories that start right "
-        "and as many that start wrong it gets no more. As many as `attempts`: never stops early.",
+        description="Attempts per problem between two looks at its quotas: with `per_prompt_and_class` trajectories that start "
+        "right and as many that start wrong it gets no more. As many as `attempts`: never stops early.",
     )
     block: int = Field(
         50, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."

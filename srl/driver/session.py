@@ -36,12 +36,6 @@ class Session:
             self._pool = RolloutPool(self.config)
         return self._pool
 
-    def release_pool(self) -> None:
-        """Give back what the engines hold; they start again when next used."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool, self._holds = None, self.base
-
     def rewards(self) -> list:
         if self._rewards is None:
             connect(self.config)

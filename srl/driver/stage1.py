@@ -25,7 +25,7 @@ def sample_demonstrations(session: Session, problems: list[Problem], progress: C
     if session.config.stage1.samples:
         return
     rewards = session.rewards()
-    session.release_pool()  # the pipeline's actors have engines of their own
+    session.stop_engines()  # the pipeline's actors have engines of their own
     sample(session.config, problems, rewards, SamplingPass(session.run.file("stage1/samples"), session.base), progress)
 
 

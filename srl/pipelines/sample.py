@@ -123,6 +123,7 @@ def sample(
         batch_size=None,
         num_cpus=config.rollout.cpus,
         num_gpus=config.rollout.gpus,
+        label_selector=config.rollout.nodes,
         compute=ray.data.ActorPoolStrategy(
             size=min(config.rollout.workers, math.ceil(len(missing) / at_once)),
             max_tasks_in_flight_per_actor=at_once,
