@@ -13,25 +13,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-COLUMNS = ["turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures"]
+from srl.evaluation.compare import comparison_table, shown
+
 Rows = dict[str, dict[str, Any]]
 
 
 def load(directory: Path) -> tuple[Rows, dict[str, float]]:
     rows = json.loads((directory / "results.json").read_text())["rows"]
     return {row["method"]: row for row in rows}, json.loads((directory / "state.json").read_text())["phases"]
-
-
-def results_table(runs: list[Rows]) -> str:
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for method in runs[0]:
-        cells = [" / ".join(shown(run[method][column]) for run in runs) for column in COLUMNS]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def phase_table(phases: list[dict[str, float]]) -> str:
@@ -93,7 +82,7 @@ def main(arguments: list[str]) -> int:
     runs, phases = zip(*map(load, directories), strict=True)
     for file in (Path(argument) for argument in arguments if argument.endswith(".png")):
         picture(directories, list(runs), file)
-    print(results_table(list(runs)), phase_table(list(phases)), sep="\n\n", end="\n\n")
+    print(comparison_table([list(run.values()) for run in runs]), phase_table(list(phases)), sep="\n\n", end="\n\n")
     verdicts = [claims(run) for run in runs]
     for claim in verdicts[0]:
         held = [verdict[claim] for verdict in verdicts]

@@ -1,6 +1,7 @@
 """The command line: python -m srl.main [command] [--config FILE] [section.key=value ...]
 
-Each command is a module of srl/commands with `run(options, config)` and, if it has options of its own, `add_arguments(parser)`.
+Each command is a module of srl/commands with `run(options, config)` and, if it has options of its own, `add_arguments(parser)`;
+one that takes names besides settings, such as runs to compare, says in `NAMES` what they are and finds them in `options.names`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ COMMANDS = {
     "sft": ("phases", "fine-tune on the demonstrations"),
     "rl": ("phases", "reinforcement learning from the fine-tuned model"),
     "evaluate": ("evaluate", "evaluate base, fine-tuned and RL model, or any model on any benchmark"),
+    "compare": ("compare", "several runs side by side: table, paired tests, compare.html"),
     "report": ("report", "show the table and write report.html again"),
     "pretrain": ("pretrain", "train the embedded base model from nothing (it is shipped, so nobody needs to)"),
 }
@@ -43,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         module = importlib.import_module(f"srl.commands.{COMMANDS[command][0]}")
         options = parser(command, module).parse_intermixed_args(arguments)
         options.command = command
+        options.names = [value for value in options.overrides if "=" not in value] if hasattr(module, "NAMES") else []
+        options.overrides = [value for value in options.overrides if value not in options.names]
         module.run(options, load_config(options.config or "tiny.yaml", options.overrides))
     except ConfigError as error:
         print(f"srl: {error}", file=sys.stderr)
@@ -79,7 +83,8 @@ def overview() -> argparse.ArgumentParser:
 
 def parser(command: str, module) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=f"python -m srl.main {command}", description=COMMANDS[command][1])
-    result.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings; also fresh=true, seed=N, name=NAME")
+    metavar = getattr(module, "NAMES", "section.key=value")
+    result.add_argument("overrides", nargs="*", metavar=metavar, help="settings; also fresh=true, seed=N, name=NAME")
     result.add_argument("--config", metavar="FILE", help="YAML file (default: configs/tiny.yaml)")
     if hasattr(module, "add_arguments"):
         module.add_arguments(result)

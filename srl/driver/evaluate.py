@@ -85,6 +85,7 @@ def record(session: Session, cell: Cell, trajectories: list[Trajectory]) -> dict
         trajectories, method=cell.method, benchmark=cell.benchmark, temperature=cell.temperature, bootstrap=settings.bootstrap
     )
     row |= {"model": cell.model, "protocol": cell.protocol, "samples": cell.samples, "seed": cell.seed}
+    row["evaluation"] = cell.slug()
     if cell.samples > 1:
         row["scaling"] = scaling(trajectories)
     session.run.add_row(row, [to_record(trajectory) for trajectory in trajectories[: settings.samples_kept]])

@@ -7,6 +7,7 @@ import ray
 
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import METHODS, measure
+from srl.driver.run import stop_on_sigterm
 from srl.driver.session import Session, connect, load_task
 from srl.evaluation.cell import Cell
 from srl.learner.model import check_model
@@ -43,6 +44,7 @@ def evaluate_models(config: Config, request: Request) -> RunDirectory:
     run = RunDirectory(config)
     try:
         connect(config)
+        stop_on_sigterm()
         for name, source in sources.items():
             session = Session(with_model(config, source, path), run)
             for protocol in request.protocols or [default_protocol(name, config)]:

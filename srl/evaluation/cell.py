@@ -50,15 +50,20 @@ class Trajectories:
             replace(note, text.encode())
 
     def read(self) -> dict[str, Trajectory]:
-        found = {}
-        for file in sorted(self.folder.glob("*.parquet")):
-            found.update((record["id"], from_record(record)) for record in pq.read_table(file).to_pylist())
-        return found
+        return read_trajectories(self.folder)
 
     def add(self, trajectories: list[Trajectory]) -> None:
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist([to_record(item) for item in trajectories]), buffer, compression="zstd")
         replace(self.folder / f"{len(list(self.folder.glob('*.parquet'))):05}.parquet", buffer.getvalue().to_pybytes())
+
+
+def read_trajectories(folder: Path) -> dict[str, Trajectory]:
+    """By id; nothing from a folder that is not there."""
+    found = {}
+    for file in sorted(folder.glob("*.parquet")):
+        found.update((record["id"], from_record(record)) for record in pq.read_table(file).to_pylist())
+    return found
 
 
 def replace(path: Path, content: bytes) -> None:
