@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate base, fine-tuned and RL model, or any model on any benchmark"),
     "compare": ("compare", "several runs side by side: table, paired tests, compare.html"),
     "report": ("report", "show the table and write report.html again"),
+    "export": ("export", "write the demonstrations as conversations: JSON lines and a datasets folder"),
+    "import": ("import_set", "take conversations from elsewhere as demonstrations, for sft"),
     "pretrain": ("pretrain", "train the embedded base model from nothing (it is shipped, so nobody needs to)"),
 }
 

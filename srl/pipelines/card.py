@@ -155,10 +155,12 @@ def write_plots(card: Mapping[str, Any], folder: Path) -> list[Path]:
     files = []
     for title, names in (
         ("lengths", [name for name in HISTOGRAMS[0] if name in card["tables"]]),
-        ("difficulty", list(HISTOGRAMS[1])),
+        ("difficulty", [name for name in HISTOGRAMS[1] if name in card["tables"]]),
         ("verdicts", [name for name in card["tables"] if name.startswith("verdicts on")]),
         ("mix", ["classes", "dropped"]),
     ):
+        if not names:
+            continue
         figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             counts = card["tables"].get(name) or card.get(name, {})

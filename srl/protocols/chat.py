@@ -21,7 +21,7 @@ class Chat:
 
     def opening(self, question: str) -> list[int]:
         """Prompt of a conversation about one problem, up to where the model answers."""
-        return self._encode(self._render([self._user(question)], answering=True))
+        return self.encode(self._render([self._user(question)], answering=True))
 
     def instruction(self, text: str, last_id: int) -> list[int]:
         """What follows an answer that ended with `last_id` when the user says `text` and the model is to answer again.
@@ -30,11 +30,16 @@ class Chat:
         token is ever tokenised again. An end token that the model wrote itself is not repeated.
         """
         messages = [self._user("?"), {"role": "assistant", "content": ANSWER}, {"role": "user", "content": text}]
-        ids = self._encode(self._render(messages, answering=True).split(ANSWER, 1)[1])
+        ids = self.encode(self._render(messages, answering=True).split(ANSWER, 1)[1])
         return ids[1:] if last_id in self.stop_ids and ids[0] == last_id else ids
 
+    def around_answers(self, messages: list[dict[str, str]]) -> list[list[int]]:
+        """What the template puts before, between and after the assistant's messages: one more than there are of those."""
+        hidden = [{**message, "content": ANSWER} if message["role"] == "assistant" else message for message in messages]
+        return [self.encode(text) for text in self.tokenizer.apply_chat_template(hidden, tokenize=False).split(ANSWER)]
+
     def joiner(self) -> list[int]:
-        return self._encode(self.prompts.joiner)
+        return self.encode(self.prompts.joiner)
 
     def decode(self, ids: list[int]) -> str:
         """Text without the end token."""
@@ -58,7 +63,8 @@ class Chat:
         system = [{"role": "system", "content": self.prompts.system}] if self.prompts.system else []
         return self.tokenizer.apply_chat_template(system + messages, tokenize=False, add_generation_prompt=answering)
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Raises ConfigError for text that the tokenizer cannot write."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         # Some tokenizers drop what they do not know without a word. Spaces may change; letters may not.
         if (kept := squeezed(self.tokenizer.decode(ids))) != squeezed(text):

@@ -1,0 +1,28 @@
+"""import: conversations from elsewhere as a run's demonstrations, so that `sft` trains on them."""
+
+import argparse
+
+from srl.config import Config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        required=True,
+        dest="source",
+        metavar="SET",
+        help=".jsonl file, export's folder, datasets folder or hub name",
+    )
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    from srl.observe.run_directory import RunDirectory
+    from srl.pipelines.conversation import import_records
+
+    directory = RunDirectory(config)
+    card = import_records(config, options.source, directory.file("stage1/demonstrations.parquet"))
+    for phase in ("sample", "assemble"):
+        with directory.phase(phase):
+            pass  # nothing is left to do in it
+    directory.close()
+    print(f"{directory.path}: " + "  ".join(f"{name} {count}" for name, count in card["classes"].items()) + "; now run sft")
