@@ -37,7 +37,13 @@ class StopReason(StrEnum):
     ANSWERED = "answered"  # a protocol without verdicts said all it wanted to
     NO_VERDICT = "no_verdict"  # the model broke the format: it ended without a verdict on its attempt
     NO_REVISION = "no_revision"  # the last verdict was "wrong" and nothing came after it
-    LENGTH = "length"  # the token budget ran out
+    LENGTH = "length"  # a turn reached its token limit, or the next one would not fit in the model's length
+    TOKENS = "tokens"  # the trajectory sampled as many tokens as protocol.max_tokens allows
+    TIME = "time"  # the trajectory ran longer than protocol.max_seconds; the turn that was running is left out
+    ACCEPTED = "accepted"  # the judge outside the model, gold answer or scorer, found the answer right
+    REJECTED = "rejected"  # the judge found the answer wrong, and the protocol goes on only from right ones
+    NO_ROOM = "no_room"  # the prompt leaves no room for an answer in the model's length
+    FAILED = "failed"  # workers died or hung with it more often than rollout.retries
 
 
 @dataclass(slots=True)

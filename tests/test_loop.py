@@ -10,10 +10,10 @@ from srl.config import Config
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import build_protocol
 from srl.rollout.engine import Completion, Sampling
-from srl.rollout.loop import run_trajectories, turn_seed
+from srl.rollout.loop import Limits, run_trajectories, turn_seed
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
 
-SETTINGS = {"temperature": 0.7, "max_length": 512, "weight_version": 5, "timeout_s": 60}
+SETTINGS = {"temperature": 0.7, "limits": Limits(512), "timeout_s": 60}
 
 
 @dataclass
@@ -26,6 +26,7 @@ class FakeEngine:
     events: list[str] = field(default_factory=list)
     samplings: dict[str, Sampling] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    version: int = 5
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
         self.events.append(f"submit {request_id}")
@@ -37,7 +38,7 @@ class FakeEngine:
             return []
         del self.running[request_id]
         self.events.append(f"finish {request_id}")
-        return [Completion(request_id, self.tokens, [-1.0] * len(self.tokens), False)]
+        return [Completion(request_id, self.tokens, [-1.0] * len(self.tokens), False, self.version)]
 
     def abort(self, request_ids: list[str]) -> None:
         self.aborted += request_ids
@@ -93,7 +94,7 @@ def test_sampling_settings_and_weight_version_arrive(chat):
 
 
 def test_a_timeout_names_the_setting_and_the_count_and_aborts_what_runs(chat):
-    with pytest.raises(TimeoutError, match=r"rollout\.timeout_s=0\.01: 2 of 3 trajectories unfinished"):
+    with pytest.raises(TimeoutError, match=r"waited 0\.01 s: 2 of 3 trajectories unfinished"):
         engine = FakeEngine(lambda running: next((r for r in running if r.startswith("b")), None), [10])
         protocol = build_protocol("intrinsic", Config(), chat)
         run_trajectories(engine, protocol, chat, trajectories(chat, "a", "b", "c"), **SETTINGS | {"timeout_s": 0.01})
@@ -120,20 +121,20 @@ def test_an_id_that_occurs_twice_is_refused_before_anything_is_submitted(chat):
 def test_a_turn_that_does_not_fit_gets_what_is_left(chat):
     # Prompt "<|user|>Check<|end|><|assistant|>" 4 tokens, answer "10<|end|>" 2, and what is said after it,
     # <|user|> There| may| be| an| error|.| |Correct| it|. <|end|> <|assistant|>, 13.
-    _, engine = run(chat, trajectories(chat, "a"), oldest, max_length=30)
+    _, engine = run(chat, trajectories(chat, "a"), oldest, limits=Limits(30))
     assert [sampling.max_tokens for sampling in engine.samplings.values()] == [26, 11]  # 30 - 4, 30 - 4 - 2 - 13; of 64
 
 
 def test_a_conversation_without_room_for_its_next_turn_stops_with_length(chat):
-    (done, other), engine = run(chat, trajectories(chat, "a", "b"), oldest, max_length=19)  # 19 - 4 - 2 - 13 = 0
+    (done, other), engine = run(chat, trajectories(chat, "a", "b"), oldest, limits=Limits(19))  # 19 - 4 - 2 - 13 = 0
     assert done.stop_reason is other.stop_reason is StopReason.LENGTH
     assert [turn.kind for turn in done.turns] == [TurnKind.ATTEMPT, TurnKind.INSTRUCTION]
     assert not engine.aborted
 
 
-def test_a_prompt_without_room_for_an_answer_is_an_error_that_names_it(chat):
-    with pytest.raises(ValueError, match=r"trajectory a: 4 tokens leave no room in model\.max_length=4"):
-        run(chat, trajectories(chat, "a"), oldest, max_length=4)
+def test_a_prompt_without_room_for_an_answer_stops_under_a_name_of_its_own(chat):
+    (done,), engine = run(chat, trajectories(chat, "a"), oldest, limits=Limits(4))
+    assert done.stop_reason is StopReason.NO_ROOM and not engine.events
 
 
 def test_a_trajectory_that_holds_turns_goes_on_from_them(chat):

@@ -13,7 +13,7 @@ from srl.pipelines.restarts import given as as_given
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import Sampled, append_chain, build_protocol
 from srl.rollout.engine import Completion, Sampling
-from srl.rollout.loop import run_trajectories
+from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.chains import Chain, check, document, question, solution, verdict_line
 from srl.tasks.tokenizer import ASSISTANT, END, PIECES, USER
 from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
@@ -48,7 +48,7 @@ class ScriptedEngine:
         cut = text.endswith("…")
         ids = ids_of(self.chat, text.removesuffix("…")) + [self.chat.end_id] * (not cut)
         self.generations.append(ids)
-        return [Completion(self.running.pop(), ids, [-0.5 - index for index in range(len(ids))], cut)]
+        return [Completion(self.running.pop(), ids, [-0.5 - index for index in range(len(ids))], cut, weight_version=3)]
 
     def abort(self, request_ids: list[str]) -> None:
         raise AssertionError(request_ids)
@@ -63,7 +63,7 @@ def play(chat: Chat, name: str, *texts: str, config: Config | None = None, start
     trajectory = start or Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)))
     engine = ScriptedEngine(chat, list(texts))
     protocol = build_protocol(name, config or Config(), chat)
-    settings = {"temperature": 1.0, "max_length": 512, "weight_version": 3, "timeout_s": 10}
+    settings = {"temperature": 1.0, "limits": Limits(512), "timeout_s": 10}
     run_trajectories(engine, protocol, chat, [trajectory], **settings)
     assert not engine.texts
     return trajectory, engine

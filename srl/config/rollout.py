@@ -17,7 +17,9 @@ class ProtocolConfig(Section):
         "verify",
         description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No.",
     )
-    max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory.")
+    max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory; a long chain's are the model's own choice.")
+    max_tokens: int = Field(0, ge=0, description="Most tokens sampled in one trajectory, all turns together; 0 is no limit.")
+    max_seconds: float = Field(0, ge=0, description="Longest time for one trajectory in the engine, seconds; 0 is no limit.")
 
 
 class RolloutConfig(Section):
@@ -33,9 +35,21 @@ class RolloutConfig(Section):
     max_attempt_tokens: int = Field(64, gt=0, description="Tokens per attempt or revision sampled on its own.")
     max_verdict_tokens: int = Field(160, gt=0, description="Tokens per verdict sampled on its own.")
     max_response_tokens: int = Field(360, gt=0, description="Tokens per long chain.")
-    timeout_s: float = Field(600, gt=0, description="Longest wait for one batch of trajectories, seconds.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Share of probability that sampling chooses from; log-probabilities stay those of all of it."
+    )
+    max_held: int = Field(
+        0,
+        ge=0,
+        description="Most trajectories the pool holds, waiting, running or not yet taken; 0 is four times what runs.",
+    )
+    weight_update: Literal["finish", "continue"] = Field(
+        "finish", description="What runs when weights arrive ends under the old ones first, or goes on under the new ones."
+    )
+    timeout_s: float = Field(600, gt=0, description="Longest wait for a group, or for weights to load, on one worker, seconds.")
+    hang_s: float = Field(120, gt=0, description="Longest time without an engine step while there is work, seconds.")
     start_timeout_s: float = Field(300, gt=0, description="Longest wait for an engine to start, seconds.")
-    retries: int = Field(2, ge=0, description="How often a batch moves to another worker before the run stops.")
+    retries: int = Field(2, ge=0, description="How often a group is tried again after its worker died; then it has failed.")
 
     @model_validator(mode="after")
     def _gpus(self) -> "RolloutConfig":

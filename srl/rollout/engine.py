@@ -12,6 +12,8 @@ import torch
 
 from srl.config import ModelConfig, RolloutConfig
 
+CPU_BLOCK = 32  # tokens in a block of the key-value cache; the CPU kernels want a multiple of 32
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -20,16 +22,23 @@ class Sampling:
     max_tokens: int
     temperature: float
     seed: int
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`logprobs[i]` is the model's own log-probability of `token_ids[i]` at temperature 1, before any truncation."""
+    """`logprobs[i]` is the model's own log-probability of `token_ids[i]` at temperature 1, before any truncation.
+
+    `weight_version` is that of the weights the first token was sampled with: weights may be replaced before the last one.
+    `cached_tokens` of the prompt were found in the prefix cache.
+    """
 
     request_id: str
     token_ids: list[int]
     logprobs: list[float]
     finished_by_length: bool
+    weight_version: int = 0
+    cached_tokens: int = 0
 
 
 class WeightLoader:
@@ -76,24 +85,15 @@ def prepare_environment(on_gpu: bool) -> None:
 
 
 class Engine:
-    """Requests are added while others run; each `step` returns those that finished in it."""
+    """Requests are added while others run; each `step` returns those that finished in it. For one thread only.
+
+    `version` is that of the weights; the model folder's own are version 0.
+    """
 
     def __init__(self, path: str, model: ModelConfig, rollout: RolloutConfig, stop_token_ids: list[int]):
         prepare_environment(rollout.gpus > 0)
         from vllm import EngineArgs, LLMEngine
 
-        options: dict[str, Any] = {}
-        if rollout.gpus > 0:
-            options |= {"gpu_memory_utilization": rollout.gpu_memory, "tensor_parallel_size": rollout.tensor_parallel}
-        else:
-            # Compiling costs half a minute and gains a few per cent on CPU. A prompt cut in two would make vLLM rewind the
-            # request's random generator, which CPU generators cannot do.
-            options |= {
-                "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, model.max_length),
-            }
         arguments = EngineArgs(
             model=path,
             tokenizer=path,
@@ -105,45 +105,78 @@ class Engine:
             logprobs_mode="raw_logprobs",
             disable_log_stats=True,
             worker_extension_cls=f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
-            **options,
+            **device_options(model, rollout),
         )
         self.engine = LLMEngine.from_engine_args(arguments)
         if not rollout.gpus:
             torch.set_num_threads(rollout.threads)
+        self.own_process = rollout.gpus > 0
         self.stop_token_ids = stop_token_ids
+        self.version = 0
+        self.begun: dict[str, int] = {}  # weight version at the start of each running request
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
             seed=sampling.seed if sampling.temperature > 0 else None,
             logprobs=0,
             stop_token_ids=self.stop_token_ids,
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self.engine.add_request(request_id, {"prompt_token_ids": token_ids}, parameters)
+        self.begun[request_id] = self.version
 
     def step(self) -> list[Completion]:
-        return [completion(output) for output in self.engine.step() if output.finished]
+        return [completion(output, self.begun.pop(output.request_id)) for output in self.engine.step() if output.finished]
 
     def abort(self, request_ids: list[str]) -> None:
         self.engine.abort_request(request_ids)
+        for request_id in request_ids:
+            self.begun.pop(request_id, None)
 
-    def load_weights(self, buckets: list[Path]) -> None:
-        """Replace all weights by those in the safetensors files, which every worker of this engine can read."""
+    def load_weights(self, buckets: list[Path], version: int) -> None:
+        """Replace all weights by those in the safetensors files, which every worker of this engine can read.
+
+        Running requests keep their tokens; their keys and values are computed again with the new weights.
+        """
+        if self.own_process:
+            self.engine.sleep(level=0, mode="keep")  # it would go on stepping with half of the weights
         self.engine.collective_rpc("start_weights")
         for bucket in buckets:
             self.engine.collective_rpc("load_bucket", args=(str(bucket),))
         self.engine.collective_rpc("finish_weights")
-        # Cached keys and values belong to the old weights.
-        if not self.engine.reset_prefix_cache():
-            raise RuntimeError("vLLM refused to clear its prefix cache: requests were running during the weight update")
+        if not self.engine.reset_prefix_cache(reset_running_requests=bool(self.begun)):
+            raise RuntimeError("vLLM refused to clear its prefix cache, which belongs to the old weights")
+        if self.own_process:
+            self.engine.wake_up(tags=["scheduling"])
+        self.version = version
 
 
-def completion(output: Any) -> Completion:
+def device_options(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
+    """Engine arguments that depend on where it runs."""
+    if rollout.gpus > 0:
+        return {"gpu_memory_utilization": rollout.gpu_memory, "tensor_parallel_size": rollout.tensor_parallel}
+    # Compiling costs half a minute and gains a few per cent on CPU. A prompt cut in two would make vLLM rewind the request's
+    # random generator, which CPU generators cannot do. Only whole blocks are found again in the prefix cache: vLLM's 128 tokens
+    # on CPU are longer than a short prompt.
+    return {
+        "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, model.max_length),
+        "block_size": CPU_BLOCK,
+    }
+
+
+def completion(output: Any, version: int) -> Completion:
     sampled = output.outputs[0]
     token_ids = list(sampled.token_ids)
     logprobs = [entry[token].logprob for token, entry in zip(token_ids, sampled.logprobs, strict=True)]
-    return Completion(output.request_id, token_ids, logprobs, sampled.finish_reason == "length")
+    by_length = sampled.finish_reason == "length"
+    return Completion(output.request_id, token_ids, logprobs, by_length, version, output.num_cached_tokens or 0)

@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol as Interface
 
 from srl.protocols.chat import Chat
@@ -13,15 +14,165 @@ from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
 
 
 class StepEngine(Interface):
+    """What the loop needs of an engine. `version` is that of the weights it holds."""
+
+    version: int
+
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None: ...
     def step(self) -> list[Completion]: ...
     def abort(self, request_ids: list[str]) -> None: ...
+
+
+class EngineFailure(RuntimeError):
+    """The engine raised; nothing is known about the work that was in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of every trajectory. `max_length` is in tokens and counts the prompt; `max_tokens` counts sampled tokens; 0 is no limit."""
+
+    max_length: int
+    max_tokens: int = 0
+    max_seconds: float = 0.0
+    max_active: int = 256
+    top_p: float = 1.0
+
+
+@dataclass(slots=True)
+class Run:
+    """A trajectory on its way. `seen` is what the model has seen of it; `ends_at` is when its time is up."""
+
+    trajectory: Trajectory
+    protocol: Protocol
+    temperature: float
+    ended: Callable[[], None]
+    action: Generate | None = None
+    seen: list[int] = field(default_factory=list)
+    ends_at: float = float("inf")
 
 
 def turn_seed(trajectory: Trajectory) -> int:
     """Depends on the trajectory and the turn only: results do not depend on workers, batches or order of arrival."""
     name = f"{trajectory.seed}/{trajectory.id}/{len(trajectory.turns)}"
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+
+
+class TrajectoryLoop:
+    """Add trajectories at any time; each `step` moves all that run one engine step on. They are changed in place.
+
+    At most `max_active` are in the engine, the others wait here: so a next turn never queues behind first turns.
+    With `paused` set, none of the waiting ones is begun.
+    """
+
+    def __init__(self, engine: StepEngine, chat: Chat, limits: Limits):
+        self.engine, self.chat, self.limits = engine, chat, limits
+        self.waiting: deque[Run] = deque()
+        self.running: dict[str, Run] = {}  # by request id
+        self.paused = False
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, trajectory: Trajectory, protocol: Protocol, temperature: float, ended: Callable[[], None]) -> None:
+        """`ended` is called in the `step` in which the trajectory stops."""
+        self.waiting.append(Run(trajectory, protocol, temperature, ended))
+
+    def step(self) -> None:
+        """One engine step, if there is anything to run. Raises EngineFailure."""
+        while self.waiting and len(self.running) < self.limits.max_active and not self.paused:
+            self._begin(self.waiting.popleft())
+        if self.running:
+            for done in self._engine_step():
+                self._receive(self.running.pop(done.request_id), done)
+            self._stop_late()
+
+    def abort(self) -> None:
+        """Leave the engine without requests; everything unfinished is forgotten."""
+        if self.running:
+            self.engine.abort(list(self.running))
+        self.running.clear()
+        self.waiting.clear()
+
+    def _begin(self, run: Run) -> None:
+        if self.limits.max_seconds:
+            run.ends_at = time.monotonic() + self.limits.max_seconds
+        run.seen = run.trajectory.token_ids()
+        self._advance(run)
+
+    def _advance(self, run: Run) -> None:
+        """Say what there is to say, then submit the next generation or stop."""
+        trajectory = run.trajectory
+        while True:
+            action = run.protocol.next_action(trajectory)
+            if isinstance(action, Stop):
+                return self._stop(run, action.reason)
+            if isinstance(action, Generate):
+                return self._submit(run, action)
+            trajectory.turns.append(said(self.chat, trajectory, action))
+
+    def _submit(self, run: Run, action: Generate) -> None:
+        trajectory = run.trajectory
+        token_ids = trajectory.token_ids()
+        if token_ids[: len(run.seen)] != run.seen:
+            raise RuntimeError(
+                f"trajectory {trajectory.id}: turn {len(trajectory.turns)} does not begin with what came before it"
+            )
+        room = self.limits.max_length - len(token_ids)
+        if room < 1:
+            return self._stop(run, StopReason.LENGTH if trajectory.turns else StopReason.NO_ROOM)
+        left = self.limits.max_tokens - trajectory.sampled_tokens() if self.limits.max_tokens else room
+        if left < 1:
+            return self._stop(run, StopReason.TOKENS)
+        request_id = f"{trajectory.id}#{len(trajectory.turns)}"
+        if request_id in self.running:
+            raise ValueError(f"two trajectories have the id {trajectory.id}")
+        run.action, run.seen = action, token_ids
+        self.running[request_id] = run
+        sampling = Sampling(min(action.max_tokens, room, left), run.temperature, turn_seed(trajectory), self.limits.top_p)
+        self.engine.submit(request_id, token_ids, sampling)
+
+    def _receive(self, run: Run, done: Completion) -> None:
+        trajectory, known = run.trajectory, len(run.trajectory.turns)
+        self.counts["prompt_tokens"] += len(run.seen)
+        self.counts["cached_tokens"] += done.cached_tokens
+        self.counts["sampled_tokens"] += len(done.token_ids)
+        sampled = Sampled(run.action.kind, done.token_ids, done.logprobs, done.weight_version, done.finished_by_length)
+        run.protocol.receive(trajectory, sampled)
+        new = [token for turn in trajectory.turns[known:] for token in turn.token_ids]
+        # A protocol may drop the end of a generation, but what it keeps is what was sampled.
+        if new != done.token_ids[: len(new)]:
+            raise RuntimeError(f"trajectory {trajectory.id}: the protocol changed tokens that were sampled")
+        run.seen = run.seen + new
+        self._advance(run)
+
+    def _engine_step(self) -> list[Completion]:
+        try:
+            return self.engine.step()
+        except Exception as error:
+            raise EngineFailure(f"{type(error).__name__}: {error}") from error
+
+    def _stop_late(self) -> None:
+        if not self.limits.max_seconds:
+            return
+        now = time.monotonic()
+        late = [request_id for request_id, run in self.running.items() if run.ends_at <= now]
+        if late:
+            self.engine.abort(late)
+        for request_id in late:
+            self._stop(self.running.pop(request_id), StopReason.TIME)
+
+    def _stop(self, run: Run, reason: StopReason) -> None:
+        if reason is StopReason.LENGTH and 0 < self.limits.max_tokens <= run.trajectory.sampled_tokens():
+            reason = StopReason.TOKENS
+        run.trajectory.stop_reason = reason
+        run.ended()
+
+
+def said(chat: Chat, trajectory: Trajectory, action: Say) -> Turn:
+    last_id = trajectory.turns[-1].token_ids[-1] if trajectory.turns and trajectory.turns[-1].token_ids else -1
+    return Turn(TurnKind.INSTRUCTION, chat.instruction(action.text, last_id), action.text)
 
 
 def run_trajectories(
@@ -31,61 +182,27 @@ def run_trajectories(
     trajectories: Sequence[Trajectory],
     *,
     temperature: float,
-    max_length: int,
-    weight_version: int,
+    limits: Limits,
     timeout_s: float,
 ) -> list[Trajectory]:
     """Run every trajectory until its protocol stops it; returns them in the order given, changed in place.
 
-    A turn that would not fit in `max_length` tokens gets what is left; when nothing is left the trajectory stops with LENGTH.
-    Raises TimeoutError after `timeout_s` with the number of unfinished trajectories, ValueError for an id that occurs twice
-    or a prompt without room for an answer. Whatever is raised, the engine is left without requests.
+    Raises TimeoutError after `timeout_s` with the number of unfinished trajectories, ValueError for an id that occurs twice.
+    Whatever is raised, the engine is left without requests.
     """
     if twice := [name for name, count in Counter(trajectory.id for trajectory in trajectories).items() if count > 1]:
         raise ValueError(f"two trajectories have the id {twice[0]}")
+    loop = TrajectoryLoop(engine, chat, limits)
+    ended: list[None] = []
+    for trajectory in trajectories:
+        loop.add(trajectory, protocol, temperature, lambda: ended.append(None))
     deadline = time.monotonic() + timeout_s
-    waiting: dict[str, tuple[Trajectory, Generate]] = {}
-
-    def advance(trajectory: Trajectory) -> None:
-        """Say what there is to say, then submit the next generation or stop."""
-        while True:
-            action = protocol.next_action(trajectory)
-            if isinstance(action, Stop):
-                trajectory.stop_reason = action.reason
-                return
-            if isinstance(action, Say):
-                last_id = trajectory.turns[-1].token_ids[-1] if trajectory.turns and trajectory.turns[-1].token_ids else -1
-                trajectory.turns.append(Turn(TurnKind.INSTRUCTION, chat.instruction(action.text, last_id), action.text))
-                continue
-            token_ids = trajectory.token_ids()
-            budget = min(action.max_tokens, max_length - len(token_ids))
-            if budget < 1 and not trajectory.turns:
-                raise ValueError(
-                    f"trajectory {trajectory.id}: {len(token_ids)} tokens leave no room in model.max_length={max_length}"
-                )
-            if budget < 1:
-                trajectory.stop_reason = StopReason.LENGTH
-                return
-            request_id = f"{trajectory.id}#{len(trajectory.turns)}"
-            waiting[request_id] = trajectory, action
-            engine.submit(request_id, token_ids, Sampling(budget, temperature, turn_seed(trajectory)))
-            return
-
     try:
-        for trajectory in trajectories:
-            advance(trajectory)
-        while waiting:
-            for done in engine.step():
-                trajectory, action = waiting.pop(done.request_id)
-                protocol.receive(
-                    trajectory, Sampled(action.kind, done.token_ids, done.logprobs, weight_version, done.finished_by_length)
-                )
-                advance(trajectory)
-            if waiting and time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"rollout.timeout_s={timeout_s:g}: {len(waiting)} of {len(trajectories)} trajectories unfinished"
-                )
+        while loop.busy:
+            loop.step()
+            if loop.busy and time.monotonic() > deadline:
+                left = len(trajectories) - len(ended)
+                raise TimeoutError(f"waited {timeout_s:g} s: {left} of {len(trajectories)} trajectories unfinished")
     finally:
-        if waiting:
-            engine.abort(list(waiting))
+        loop.abort()
     return list(trajectories)

@@ -1,130 +1,205 @@
-"""All rollout workers behind one call. Work of a worker that dies goes to it again after Ray has restarted it."""
+"""All rollout workers behind one face: hand in groups, get each back when it is finished, whatever happens to workers."""
 
-import math
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from srl.config import Config, ConfigError
-from srl.rollout.worker import RolloutWorker, StaleWeights
-from srl.trajectory import Trajectory
+from srl.config import Config
+from srl.rollout.backlog import Backlog, Lengths, Order
+from srl.rollout.fleet import Finished, Fleet, Lost
+from srl.rollout.thread import Job
+from srl.trajectory import StopReason, Trajectory
 from srl.weights.bundle import Bundle
+
+Group = list[Trajectory]
+
+AHEAD = 1.5  # a worker is handed this many times what it runs at once, so that it never waits for the driver
+NEWS_S = 1.0  # longest sleep between two looks at the deadlines
+SUBMITTED = 0  # the ticket of `submit`; each stream has its own
+
+log = logging.getLogger(__name__)
+
+
+class PoolFull(RuntimeError):
+    """The groups are more than the pool may hold; take finished ones first."""
 
 
 class RolloutPool:
-    """`bundle` is what every worker must hold; None means the weights they start with, version 0."""
+    """Not for several threads. Nothing moves on the driver's side between calls, but workers go on with what they were handed.
+
+    What is promised:
+    - A group, all samples of one prompt, goes to one worker and comes back once, when its last trajectory has ended, with every
+      `stop_reason` set; the objects are new ones with the ids that were given. Longer work is begun first.
+    - Every turn records the weight version that its first token was sampled with. A trajectory begins with the version of the
+      last `load_weights` that had returned, or a later one; `rollout.weight_update` says what happens to those that run.
+    - A worker that dies, hangs or loses its node loses nothing: its groups begin again elsewhere, up to `rollout.retries` times
+      each, and are then returned with the turns they came with and the reason FAILED. A worker that comes back loads the current
+      weights first. As seeds belong to trajectories, a repeated group is the same group.
+    - Of those who ask, `submit` or one `stream`, each is held at most `rollout.max_held` trajectories and what completes a group.
+    """
 
     def __init__(self, config: Config):
-        self.config, self.bundle = config, None
-        actor = ray.remote(RolloutWorker).options(
-            num_cpus=config.rollout.cpus,
-            num_gpus=config.rollout.gpus,
-            label_selector=config.rollout.nodes,
-            max_restarts=config.rollout.retries,
-            max_task_retries=0,
-        )
-        self.workers: list[ActorHandle] = [actor.remote(config, index) for index in range(config.rollout.workers)]
-        try:
-            ray.get([worker.ready.remote() for worker in self.workers], timeout=config.rollout.start_timeout_s)
-        except GetTimeoutError:
-            raise ConfigError(
-                f"rollout.start_timeout_s={config.rollout.start_timeout_s:g}: {config.rollout.workers} workers with "
-                f"{config.rollout.cpus:g} CPUs and {config.rollout.gpus:g} GPUs each did not start; "
-                f"free in the cluster: {ray.available_resources()}"
-            ) from None
-        except RayActorError as error:
-            raise ConfigError(f"a rollout worker could not start: {cause(error)}") from None
+        self.config = config
+        self.fleet = Fleet(config)
+        rollout = config.rollout
+        self.backlog = Backlog(rollout.retries, max(1, round(AHEAD * rollout.max_sequences)))
+        self.lengths = Lengths()
+        self.most_held = rollout.max_held or 4 * rollout.workers * rollout.max_sequences
+        self.held: Counter[int] = Counter()  # trajectories by ticket
+        self.finished: dict[int, deque[Group]] = defaultdict(deque)
+        self.ids: set[str] = set()
+        self.jobs = self.tickets = 0
+        self.counts: Counter[str] = Counter()
 
     @property
     def version(self) -> int:
-        return self.bundle.version if self.bundle else 0
+        return self.fleet.version
 
-    def load_weights(self, bundle: Bundle) -> float:
-        """All workers take these weights; returns the seconds of the slowest."""
-        self.bundle = bundle
-        return max(self._wait(lambda: [worker.load_weights.remote(bundle) for worker in self.workers], "weights to load"))
+    @property
+    def workers(self) -> list[ActorHandle]:
+        """The actors; the handles stay good through restarts."""
+        return [slot.worker for slot in self.fleet.slots]
+
+    def room(self) -> int:
+        """How many more trajectories `submit` takes now."""
+        return max(0, self.most_held - self.held[SUBMITTED])
+
+    def submit(self, protocol: str, groups: Iterable[Group], temperature: float) -> None:
+        """Take on groups and return at once; `completed` gives them back.
+
+        Raises PoolFull, and takes none, when they have more trajectories than there is `room` (a single group always fits into
+        an empty pool), ValueError for an id that the pool holds already.
+        """
+        groups = list(groups)
+        size = sum(map(len, groups))
+        if size > self.room() and (self.held[SUBMITTED] or len(groups) > 1):
+            raise PoolFull(f"{size} trajectories, room for {self.room()} of rollout.max_held={self.most_held}")
+        for group in groups:
+            self._take_on(SUBMITTED, protocol, group, temperature)
+        self._deal()
+
+    def completed(self, timeout_s: float) -> list[Group]:
+        """Submitted groups that have finished since the last call; waits for one, `timeout_s` seconds at most.
+
+        Returns [] after that time, and at once when nothing submitted is unfinished.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._move(0.0)
+        while not self.finished[SUBMITTED] and self.held[SUBMITTED] and (left := deadline - time.monotonic()) > 0:
+            self._move(left)
+        return list(self._hand_out(SUBMITTED))
+
+    def stream(self, protocol: str, groups: Iterable[Group], temperature: float) -> Iterator[Group]:
+        """Groups as they finish. The next ones are drawn from `groups` only when there is room for them.
+
+        What is unfinished when the iterator is closed is dropped.
+        """
+        self.tickets += 1
+        ticket, source, drawn = self.tickets, iter(groups), True
+        try:
+            while drawn or self.held[ticket]:
+                while drawn and self.held[ticket] < self.most_held:
+                    if drawn := (group := next(source, None)) is not None:
+                        self._take_on(ticket, protocol, group, temperature)
+                self._move(NEWS_S)
+                yield from self._hand_out(ticket)
+        finally:
+            self._forget(ticket)
 
     def generate(
         self, protocol: str, trajectories: Sequence[Trajectory], temperature: float, progress: Callable[[int], None] | None = None
     ) -> list[Trajectory]:
-        """Run all trajectories to their end; the order given is kept. `progress` hears how many more are done.
-
-        Work is cut into a few chunks per worker, so that fast workers take more. Each chunk is tried `rollout.retries` times
-        more if its worker dies; TimeoutError after `rollout.timeout_s` for a chunk.
-        """
-        if not trajectories:
-            return []
-        size = max(1, min(4 * self.config.rollout.max_sequences, math.ceil(len(trajectories) / len(self.workers))))
-        chunks = [list(trajectories[start : start + size]) for start in range(0, len(trajectories), size)]
+        """Run all trajectories, each a group of its own; the order given is kept. `progress` hears how many more are done."""
+        groups = sorted(([trajectory] for trajectory in trajectories), key=self.lengths.expected, reverse=True)
         results: dict[str, Trajectory] = {}
-        queue = [(chunk, 0) for chunk in reversed(chunks)]
-        idle, running = list(self.workers), {}
-        while queue or running:
-            while queue and idle:
-                chunk, failures = queue.pop()
-                worker = idle.pop()
-                reference = worker.generate.remote(protocol, chunk, temperature, self.version)
-                running[reference] = worker, chunk, failures, time.monotonic()
-            ready, _ = ray.wait(list(running), timeout=1)
-            for reference in ready:
-                worker, chunk, failures, _ = running.pop(reference)
-                done = self._result(reference, worker, failures)
-                if done is None:
-                    queue.append((chunk, failures + 1))
-                else:
-                    results.update((trajectory.id, trajectory) for trajectory in done)
-                    if progress:
-                        progress(len(done))
-                idle.append(worker)
-            self._check_deadlines(running)
+        for (trajectory,) in self.stream(protocol, groups, temperature):
+            results[trajectory.id] = trajectory
+            if progress:
+                progress(1)
         return [results[trajectory.id] for trajectory in trajectories]
 
+    def load_weights(self, bundle: Bundle) -> float:
+        """Give all workers these weights; returns the seconds of the slowest. Groups that finish meanwhile are kept.
+
+        Workers that are down take them when they are back. A worker that does not within `rollout.timeout_s` is replaced.
+        """
+        self.fleet.load_weights(bundle)
+        while self.fleet.loading():
+            self._move(NEWS_S)
+        return max(slot.load_seconds for slot in self.fleet.slots)
+
+    def metrics(self) -> dict[str, int]:
+        """Counts since the start: `deaths` and `hangs` of workers, `retried` groups, `failed` trajectories."""
+        names = ("deaths", "hangs", "retried", "failed")
+        return {name: self.fleet.counts[name] + self.counts[name] for name in names}
+
     def close(self) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
+        self.fleet.close()
 
-    def _result(self, reference: ray.ObjectRef, worker: ActorHandle, failures: int) -> list[Trajectory] | None:
-        """The finished chunk, or None after the worker was brought back with the current weights."""
-        try:
-            return ray.get(reference)
-        except RayActorError as error:
-            if failures >= self.config.rollout.retries:
-                raise RuntimeError(
-                    f"rollout.retries={self.config.rollout.retries}: workers keep dying: {cause(error)}"
-                ) from error
-        except RayTaskError as error:
-            if not isinstance(error.cause, StaleWeights):
-                raise
-        self._wait(lambda: [worker.ready.remote()], "a rollout worker to restart")
-        if self.bundle:
-            self._wait(lambda: [worker.load_weights.remote(self.bundle)], "a restarted worker to load weights")
-        return None
+    def _take_on(self, ticket: int, protocol: str, group: Group, temperature: float) -> None:
+        if not group:
+            raise ValueError("a group without trajectories")
+        for trajectory in group:
+            if trajectory.id in self.ids:
+                raise ValueError(f"two trajectories have the id {trajectory.id}")
+            self.ids.add(trajectory.id)
+        self.jobs += 1
+        job = Job(str(self.jobs), protocol, list(group), temperature)
+        self.backlog.put(Order(job, ticket, self.lengths.expected(group)))
+        self.held[ticket] += len(group)
 
-    def _wait(self, call: Callable[[], list[ray.ObjectRef]], what: str) -> list:
-        """Results of `call`, made again while an actor it needs is restarting."""
-        limit = self.config.rollout.start_timeout_s
-        deadline = time.monotonic() + limit
-        while True:
-            try:
-                return ray.get(call(), timeout=max(0.0, deadline - time.monotonic()))
-            except ActorUnavailableError:
-                time.sleep(0.5)
-            except GetTimeoutError:
-                raise TimeoutError(f"rollout.start_timeout_s={limit:g}: waited for {what}") from None
+    def _move(self, timeout_s: float) -> None:
+        """Hand out work, then take what happened; waits for news at most `timeout_s`."""
+        self._deal()
+        for event in self.fleet.events(min(timeout_s, NEWS_S)):
+            if isinstance(event, Finished):
+                self.lengths.seen(event.job.trajectories)
+                self._finish(event.order, event.job.trajectories)
+            else:
+                self._try_again(event)
+        self._deal()
 
-    def _check_deadlines(self, running: dict) -> None:
-        # The worker's own deadline comes first and says more; this one is for a worker that hangs.
-        limit = self.config.rollout.timeout_s + 30
-        for worker, chunk, _, started in running.values():
-            if time.monotonic() - started > limit:
-                raise TimeoutError(
-                    f"rollout.timeout_s={self.config.rollout.timeout_s:g}: {worker} hangs with {len(chunk)} trajectories"
-                )
+    def _deal(self) -> None:
+        by_worker: dict[int, list[Order]] = defaultdict(list)
+        for worker, order in self.backlog.deal(self.fleet.running()):
+            by_worker[worker].append(order)
+        for worker, orders in by_worker.items():
+            self.fleet.assign(worker, orders)
 
+    def _try_again(self, lost: Lost) -> None:
+        order = lost.order
+        order.failures += 1
+        if order.failures <= self.config.rollout.retries:
+            self.counts["retried"] += 1
+            self.backlog.put(order)
+            return
+        group = order.job.trajectories
+        self.counts["failed"] += len(group)
+        log.warning("prompt %s failed: tried %d times, last: %s", group[0].prompt_id, order.failures, lost.cause)
+        for trajectory in group:
+            trajectory.stop_reason = StopReason.FAILED
+        self._finish(order, group)
 
-def cause(error: Exception) -> str:
-    """The last line of a remote traceback, which is the error itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    def _finish(self, order: Order, group: Group) -> None:
+        if order.ticket in self.held:  # its stream may have been closed
+            self.finished[order.ticket].append(group)
+        else:
+            self.ids.difference_update(trajectory.id for trajectory in group)
+
+    def _hand_out(self, ticket: int) -> Iterator[Group]:
+        """Finished groups; each stays counted as held until it is taken."""
+        while self.finished[ticket]:
+            group = self.finished[ticket].popleft()
+            self.held[ticket] -= len(group)
+            self.ids.difference_update(trajectory.id for trajectory in group)
+            yield group
+
+    def _forget(self, ticket: int) -> None:
+        for order in self.backlog.forget(ticket):
+            self.ids.difference_update(trajectory.id for trajectory in order.job.trajectories)
+        for group in self.finished.pop(ticket, ()):
+            self.ids.difference_update(trajectory.id for trajectory in group)
+        self.held.pop(ticket, None)

@@ -1,8 +1,10 @@
 """The rollout actor: a thin Ray shell around an engine, a tokenizer and the loop."""
 
+import functools
 import shutil
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import ray
@@ -11,11 +13,13 @@ from srl.config import Config
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.engine import Engine
-from srl.rollout.loop import run_trajectories
+from srl.rollout.loop import Limits, TrajectoryLoop
+from srl.rollout.thread import Job, LoopThread
 from srl.trajectory import Trajectory
 from srl.weights.bundle import Bundle, check_bucket
 
 SHARED_MEMORY = Path("/dev/shm")
+CALLS_AT_ONCE = 8  # add, collect, load_weights, and generate for those who borrow a worker
 
 
 class StaleWeights(RuntimeError):
@@ -26,36 +30,46 @@ class RolloutWorker:
     """One vLLM engine. After a restart by Ray it holds the weights it was created with, version 0."""
 
     def __init__(self, config: Config, index: int):
-        self.config, self.index, self.version = config, index, 0
+        self.config, self.index = config, index
         path = model_folder(config.model.path)
         self.chat = Chat(path, config.prompts)
-        self.engine = Engine(path, config.model, config.rollout, self.chat.stop_ids)
+        protocol = functools.cache(lambda name: build_protocol(name, config, self.chat))
+        self.thread = LoopThread(
+            lambda: TrajectoryLoop(Engine(path, config.model, config.rollout, self.chat.stop_ids), self.chat, limits(config)),
+            protocol,
+            config.rollout.hang_s,
+        )
 
     def __repr__(self) -> str:
         return f"RolloutWorker({self.index})"
 
     def ready(self) -> int:
-        return self.version
+        """Weight version. Answers once the engine is up."""
+        return self.thread.loop.engine.version
+
+    def add(self, jobs: list[Job], weight_version: int) -> None:
+        """Begin these jobs with the weights of exactly that version; `collect` returns them. Raises StaleWeights."""
+        self._check_version(weight_version)
+        self.thread.add(jobs)
+
+    def collect(self, timeout_s: float) -> list[Job]:
+        """Finished jobs; waits for one at most `timeout_s`. Raises EngineHangs, EngineFailure."""
+        return self.thread.collect(timeout_s)
 
     def generate(
         self, protocol: str, trajectories: list[Trajectory], temperature: float, weight_version: int
     ) -> list[Trajectory]:
-        """Run the trajectories with the weights of exactly that version. Raises StaleWeights, TimeoutError."""
-        if weight_version != self.version:
-            raise StaleWeights(f"{self!r} has weights {self.version}, asked for {weight_version}")
-        return run_trajectories(
-            self.engine,
-            build_protocol(protocol, self.config, self.chat),
-            self.chat,
-            trajectories,
-            temperature=temperature,
-            max_length=self.config.model.max_length,
-            weight_version=weight_version,
-            timeout_s=self.config.rollout.timeout_s,
-        )
+        """Run the trajectories and wait for them, for callers that borrow this worker. Raises StaleWeights, EngineFailure."""
+        self._check_version(weight_version)
+        if not trajectories:
+            return []
+        return self.thread.run(Job(uuid.uuid4().hex, protocol, trajectories, temperature)).trajectories
 
-    def load_weights(self, bundle: Bundle) -> float:
-        """Replace the weights; returns seconds. Raises ValueError when a bucket arrives changed."""
+    def load_weights(self, bundle: Bundle, finish_first: bool) -> tuple[int, float]:
+        """Replace the weights; returns their version and the seconds it took. Raises ValueError when a bucket arrives changed.
+
+        With `finish_first` the running trajectories end under the old weights; otherwise they go on under the new ones.
+        """
         started = time.monotonic()
         folder = Path(tempfile.mkdtemp(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
         try:
@@ -65,8 +79,25 @@ class RolloutWorker:
                 check_bucket(content, checksum, bundle.version, index)
                 paths.append(folder / f"{index}.safetensors")
                 paths[-1].write_bytes(content)
-            self.engine.load_weights(paths)
+            self.thread.load_weights(paths, bundle.version, finish_first)
         finally:
             shutil.rmtree(folder)
-        self.version = bundle.version
-        return time.monotonic() - started
+        return bundle.version, time.monotonic() - started
+
+    def counts(self) -> dict[str, int]:
+        """Tokens since the start: in prompts of all turns, of these found in the prefix cache, and sampled."""
+        return dict(self.thread.loop.counts)
+
+    def _check_version(self, weight_version: int) -> None:
+        if weight_version != self.ready():
+            raise StaleWeights(f"{self!r} has weights {self.ready()}, asked for {weight_version}")
+
+
+def limits(config: Config) -> Limits:
+    return Limits(
+        config.model.max_length,
+        config.protocol.max_tokens,
+        config.protocol.max_seconds,
+        config.rollout.max_sequences,
+        config.rollout.top_p,
+    )

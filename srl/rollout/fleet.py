@@ -1,0 +1,241 @@
+"""The rollout actors and what can happen to them: they start, load weights, run jobs, die, hang, come back elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+
+from srl.config import Config, ConfigError
+from srl.rollout.backlog import Order
+from srl.rollout.loop import EngineFailure
+from srl.rollout.thread import EngineHangs, Job
+from srl.rollout.worker import CALLS_AT_ONCE, RolloutWorker, StaleWeights
+from srl.weights.bundle import Bundle
+
+PAUSE_S = 0.2  # before an actor that is being restarted is asked again
+HEARTBEAT_S = 5.0  # longest time until a worker without news answers
+DEATHS_PER_TRY = 3  # a worker that dies (retries + 1) times this often without finishing anything is given up
+
+
+class State(Enum):
+    STARTING = "starting"
+    LOADING = "loading"
+    UP = "up"
+    GONE = "gone"
+
+
+@dataclass(slots=True)
+class Slot:
+    """One actor, through all its restarts. `calls` are the calls to it that are under way, with when they were made."""
+
+    index: int
+    worker: ActorHandle
+    state: State = State.STARTING
+    since: float = field(default_factory=time.monotonic)
+    orders: dict[str, tuple[Order, float]] = field(default_factory=dict)
+    calls: dict[ray.ObjectRef, tuple[str, float]] = field(default_factory=dict)
+    deaths: int = 0
+    asked: float = 0.0  # when it was last asked whether it is up
+    load_seconds: float = 0.0
+
+    def call(self, name: str, *arguments) -> None:
+        self.calls[getattr(self.worker, name).remote(*arguments)] = name, time.monotonic()
+
+    def enter(self, state: State) -> None:
+        self.state, self.since = state, time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    order: Order
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The worker died or hung with this order."""
+
+    order: Order
+    cause: str
+
+
+Event = Finished | Lost
+
+
+class Fleet:
+    """Ray restarts actors that die, on any node with room; here they get the current weights before any work.
+
+    `counts`: deaths and hangs of workers.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.bundle = config, None
+        self.counts: Counter[str] = Counter()
+        self.any_up = time.monotonic()
+        self.last_cause = ""
+        rollout = config.rollout
+        self.actor = ray.remote(RolloutWorker).options(
+            num_cpus=rollout.cpus,
+            num_gpus=rollout.gpus,
+            label_selector=rollout.nodes,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=CALLS_AT_ONCE,
+        )
+        self.slots = [Slot(index, self.actor.remote(config, index)) for index in range(rollout.workers)]
+        try:
+            ray.get([slot.worker.ready.remote() for slot in self.slots], timeout=rollout.start_timeout_s)
+        except GetTimeoutError:
+            self.close()
+            raise ConfigError(
+                f"rollout.start_timeout_s={rollout.start_timeout_s:g}: {rollout.workers} workers with "
+                f"{rollout.cpus:g} CPUs and {rollout.gpus:g} GPUs each did not start; "
+                f"free in the cluster: {ray.available_resources()}"
+            ) from None
+        except RayActorError as error:
+            self.close()
+            raise ConfigError(f"a rollout worker could not start: {cause(error)}") from None
+        for slot in self.slots:
+            slot.enter(State.UP)
+
+    @property
+    def version(self) -> int:
+        return self.bundle.version if self.bundle else 0
+
+    def running(self) -> dict[int, list[Order]]:
+        """Orders of each worker that can take more."""
+        return {slot.index: [order for order, _ in slot.orders.values()] for slot in self.slots if slot.state is State.UP}
+
+    def loading(self) -> bool:
+        return any(slot.state is State.LOADING for slot in self.slots)
+
+    def assign(self, index: int, orders: list[Order]) -> None:
+        slot, now = self.slots[index], time.monotonic()
+        slot.orders |= {order.job.id: (order, now) for order in orders}
+        slot.call("add", [order.job for order in orders], self.version)
+        self._listen(slot)
+
+    def load_weights(self, bundle: Bundle) -> None:
+        """Begin to load these weights into every worker; those that start now or later get them before any work."""
+        self.bundle = bundle
+        for slot in self.slots:
+            if slot.state is State.UP:
+                self._load(slot)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """What was finished and what was lost; waits for news at most `timeout_s`.
+
+        Raises RuntimeError or TimeoutError when no worker is left or none comes up, and what is not the engine's fault as it is.
+        """
+        calls = {ref: slot for slot in self.slots for ref in slot.calls}
+        if not calls:
+            time.sleep(min(timeout_s, PAUSE_S))
+        else:
+            ready, _ = ray.wait(list(calls), timeout=timeout_s)
+            # Not one of many each time: the rest of what is there comes now too.
+            more, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            for ref in dict.fromkeys([*ready, *more]):
+                yield from self._heard(calls[ref], ref)
+        for slot in self.slots:
+            if slot.state is State.STARTING and not slot.calls and time.monotonic() - slot.asked > PAUSE_S:
+                slot.asked = time.monotonic()
+                slot.call("ready")
+            yield from self._late(slot)
+        self._check_any_up()
+
+    def close(self) -> None:
+        for slot in self.slots:
+            ray.kill(slot.worker)
+
+    def _heard(self, slot: Slot, ref: ray.ObjectRef) -> Iterator[Event]:
+        """Take the result of a call; it may have been given up while others were read."""
+        name, _ = slot.calls.pop(ref, ("", 0.0))
+        if not name:
+            return
+        try:
+            result = ray.get(ref)
+        except RayActorError as error:
+            if slot.state is State.STARTING and not isinstance(error, ActorDiedError):
+                return  # still on its way; asked again below
+            if isinstance(error, ActorDiedError):  # not restarted by Ray: it failed while it started
+                slot.worker = self.actor.remote(self.config, slot.index)
+            yield from self._down(slot, "deaths", cause(error))
+        except RayTaskError as error:
+            if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights):
+                raise
+            yield from self._kill(slot, "hangs" if isinstance(error.cause, EngineHangs) else "deaths", cause(error))
+        else:
+            if name == "ready":
+                self._load(slot) if self.bundle else slot.enter(State.UP)
+            elif name == "load_weights":
+                version, slot.load_seconds = result
+                self._load(slot) if version != self.version else slot.enter(State.UP)
+            elif name == "collect":
+                yield from self._collected(slot, result)
+
+    def _collected(self, slot: Slot, jobs: list[Job]) -> Iterator[Event]:
+        for job in jobs:
+            if job.id in slot.orders:
+                slot.deaths = 0
+                yield Finished(slot.orders.pop(job.id)[0], job)
+        self._listen(slot)
+
+    def _listen(self, slot: Slot) -> None:
+        if slot.orders and not any(name == "collect" for name, _ in slot.calls.values()):
+            slot.call("collect", HEARTBEAT_S)
+
+    def _load(self, slot: Slot) -> None:
+        slot.enter(State.LOADING)
+        slot.call("load_weights", self.bundle, self.config.rollout.weight_update == "finish")
+
+    def _late(self, slot: Slot) -> Iterator[Event]:
+        """Give up a worker that does not answer, or takes too long for an order or for weights."""
+        rollout, now = self.config.rollout, time.monotonic()
+        if slot.state is State.STARTING and now - slot.since > rollout.start_timeout_s:
+            yield from self._kill(slot, "hangs", f"rollout.start_timeout_s={rollout.start_timeout_s:g}: it did not start")
+        elif slot.state is State.LOADING and now - slot.since > rollout.timeout_s:
+            yield from self._kill(slot, "hangs", f"rollout.timeout_s={rollout.timeout_s:g}: weights did not load")
+        elif any(now - begun > rollout.timeout_s for _, begun in slot.orders.values()):
+            yield from self._kill(slot, "hangs", f"rollout.timeout_s={rollout.timeout_s:g}: a group did not end")
+        elif any(name == "collect" and now - made > HEARTBEAT_S + rollout.hang_s for name, made in slot.calls.values()):
+            yield from self._kill(slot, "hangs", f"rollout.hang_s={rollout.hang_s:g}: the worker does not answer")
+
+    def _kill(self, slot: Slot, kind: str, why: str) -> Iterator[Event]:
+        ray.kill(slot.worker, no_restart=False)
+        yield from self._down(slot, kind, why)
+
+    def _down(self, slot: Slot, kind: str, why: str) -> Iterator[Event]:
+        self.counts[kind] += 1
+        self.last_cause = why
+        slot.deaths += 1
+        lost, slot.orders = [order for order, _ in slot.orders.values()], {}
+        slot.calls.clear()
+        if slot.deaths > DEATHS_PER_TRY * (self.config.rollout.retries + 1):
+            ray.kill(slot.worker)
+            slot.enter(State.GONE)
+        else:
+            slot.enter(State.STARTING)
+        for order in lost:
+            yield Lost(order, why)
+
+    def _check_any_up(self) -> None:
+        states = {slot.state for slot in self.slots}
+        if states == {State.GONE}:
+            raise RuntimeError(f"no rollout worker is left: {self.last_cause}")
+        if states & {State.UP, State.LOADING}:
+            self.any_up = time.monotonic()
+        elif time.monotonic() - self.any_up > self.config.rollout.start_timeout_s:
+            raise TimeoutError(
+                f"rollout.start_timeout_s={self.config.rollout.start_timeout_s:g}: no rollout worker came back; "
+                f"the last was lost because: {self.last_cause}; free in the cluster: {ray.available_resources()}"
+            )
+
+
+def cause(error: Exception) -> str:
+    """The last line of a remote traceback, which is the error itself."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
