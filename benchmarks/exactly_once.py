@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["stage1.prompts=48", "stage1.block=4", "stage1.attempts=3", "rollout.max_sequences=16", "run.object_store_mib=100"]
-SMALL += ["reward.parse_timeout_s=60"]  # a busy machine is no reason to fail
+SMALL += ["reward.deadline_s=60"]  # a busy machine is no reason to fail
 COMPARED = ["id", "parent", "token_ids", "outcome", "verdict", "accepted", "truncated", "seed", "weights"]
 PATIENCE_S = 600.0
 

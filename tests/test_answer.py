@@ -1,10 +1,10 @@
-from fractions import Fraction
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.reward.answer import last_boxed, normalise, plain_number, too_explosive
+from srl.reward.answer import gold_answer, last_boxed, stated_answer
 
 PLAIN = st.text(st.characters(blacklist_characters="{}\\", blacklist_categories=("Cs",)))
 
@@ -33,7 +33,11 @@ def test_the_last_balanced_box_after_thinking_is_the_answer(text: str, answer: s
     assert last_boxed(text) == answer
 
 
-@pytest.mark.parametrize("between", [", ", " ", " and ", ", and ", " or ", r"\quad", r"\text{ and }", r"$ and $", r"\) and \("])
+@pytest.mark.parametrize(
+    "between",
+    [", ", " ", " and ", ", and ", " or ", r"\quad", r"\text{ and }", r"$ and $", r"\) and \(", r"\) and \(y_2 = ", ", x = "]
+    + [r"\text{ for part (a) and }", " for (a), and "],
+)
 def test_adjacent_boxes_are_one_answer(between: str) -> None:
     assert last_boxed(rf"x is \boxed{{1}}{between}\boxed{{2}}.") == "1, 2"
 
@@ -41,6 +45,8 @@ def test_adjacent_boxes_are_one_answer(between: str) -> None:
 def test_boxes_apart_and_repeated_boxes_are_not_joined() -> None:
     assert last_boxed("\\boxed{1}\n\\boxed{2}") == "2"
     assert last_boxed(r"\boxed{2}, \boxed{2}") == "2"
+    assert last_boxed(r"\boxed{43}. Wait, that is wrong. The answer is \boxed{42}") == "42"
+    assert last_boxed(r"\boxed{43}, so \boxed{42}") == "42"
 
 
 @pytest.mark.parametrize(
@@ -65,69 +71,51 @@ def test_what_is_boxed_comes_back_as_it_was(before: str, content: str, after: st
         assert last_boxed(f"{before} \\boxed{{{content}}} {after}") == content
 
 
-PIECES = ["\\boxed{", "{", "}", "\\", "^", "**", "!", "9", "77777", "[VERIFY]", ",", " and ", "e", "x", ".", "$", "(", ")", "\n"]
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"The answer is 41. \boxed{42}", "42"),
+        ("<reasoning>41</reasoning><answer> 42 </answer>", "42"),
+        ("Final Answer: The final answer is $6\\sqrt{3}$. I hope it is correct.", r"6\sqrt{3}"),
+        ("Answer: 41 was a wrong guess.\nAnswer: 42", "42"),
+        ("Answer \\[ \n 9 \n \\]", "9"),
+        ("6 + 1 = <<6+1=7>>7\nA: 7", "7"),
+        ("6 + 1 = 7\n#### 7", "7"),
+        ("The answer is: she was 7 hours late", "7"),
+        ("Thus $x <= 2$ holds.", "x <= 2"),
+        ("We add them, and so the chance that she wins is 2/3.", "2/3"),
+        ("x = 3", "x = 3"),
+        ("<think>The answer is 42</think> Some other text without any.", None),
+        ("I do not know. Here are numbers: 40 41 42", None),
+        ("partial: 42, but the final result depends on x", None),
+        ("", None),
+    ],
+)
+def test_without_a_box_only_what_is_stated_is_an_answer(text: str, answer: str | None) -> None:
+    assert stated_answer(text) == answer
+
+
+@pytest.mark.parametrize("gold", ["18", r"so \boxed{18}", "9 * 2 = 18\n#### 18", "The answer is $18$."])
+def test_golds_come_in_the_forms_of_their_benchmarks(gold: str) -> None:
+    assert gold_answer(gold) == "18"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["\\[", "$", "\\(x", r"\boxed{1} ", "[VERIFY] ", "[VERIFY] correct\n", "the answer is ", r"\boxed{", "{", "is 1", "A:"],
+)
+def test_long_responses_are_read_in_time(piece: str) -> None:
+    start = time.process_time()
+    last_boxed(piece * 20_000)
+    stated_answer(piece * 20_000)
+    assert time.process_time() - start < 10  # patterns that are quadratic take minutes
+
+
+PIECES = ["\\boxed{", "{", "}", "\\", "[VERIFY]", ",", " and ", "e", "x", ".", "$", "(", ")", "\n", "9", "answer is", "</think>"]
 
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join) | st.text())
 def test_nothing_written_by_a_model_raises(text: str) -> None:
-    answer = last_boxed(text)
-    for piece in (text, answer or ""):
-        plain_number(normalise(piece))
-        too_explosive(piece)
-
-
-@pytest.mark.parametrize(
-    ("answer", "normal"),
-    [
-        (" $42$. ", "42"),
-        ("18.", "18"),
-        (r"1, 2, \ldots", r"1, 2, \ldots"),
-        (r"\$42", r"\$42"),
-        ("1,234,567.5", "1234567.5"),
-        (r"10,\!000", "10000"),
-        ("1 000", "1000"),
-        ("3,5", "3,5"),
-        (r"\frac{12}{5,525}", r"\frac{12}{5525}"),
-        (r"\{100,200\}", r"\{100,200\}"),
-        ("4.5e33", r"4.5 \times 10^{33}"),
-        ("-1e-5", r"-1 \times 10^{-5}"),
-        ("2e", "2e"),
-        ("-3./2", "-3/2"),
-        ("−42", "-42"),
-    ],
-)
-def test_normalise_gives_one_spelling(answer: str, normal: str) -> None:
-    assert normalise(answer) == normal
-
-
-@given(st.text(st.sampled_from("0123456789.,eE$\\! +-x{}"), max_size=30))
-def test_normalising_twice_changes_nothing(text: str) -> None:
-    once = normalise(text)
-    assert normalise(once) == once
-
-
-def test_plain_numbers_are_exact() -> None:
-    assert plain_number("-0.1") == Fraction(-1, 10)
-    assert plain_number(r"4.5 \times 10^{-3}") == Fraction(9, 2000)
-    assert plain_number(r"10^{3}") == 1000
-    assert plain_number(r"6 \cdot 10^{99999}") is None
-    assert plain_number("1/2") is None
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["1" * 2001, "{" * 51 + "}" * 51, "9^{9^{9}}", "9^9^9^9", "x^{y^{z^{w}}}", "9^{(9^9)}", "0.9^{999999999999}"]
-    + [r"\prod_{k=1}^{10^{8}} k", "1000000!", "(10^{10})!", "((9!)!)!", r"\binom{10^9}{5\cdot 10^8}", "2**100000"]
-    + [r"4^{\frac{1111111111}{222222}}"],
-)
-def test_explosive_answers_are_refused_unread(answer: str) -> None:
-    assert too_explosive(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["", "42", "e^{-x^{2}}", "2^{2^{3}}", r"\frac{100!}{2^{50}}", r"2011^{2009}(1005^{2011}-1)", r"4.5 \times 10^{33}"]
-    + [r"\frac{123456789}{2}", r"\binom{40}{10}\binom{40}{20}^3", "(n+1)!", r"\sum_{k=1}^{n} k^2"],
-)
-def test_ordinary_answers_are_not_refused(answer: str) -> None:
-    assert not too_explosive(answer)
+    last_boxed(text)
+    stated_answer(text)
+    gold_answer(text)

@@ -1,16 +1,37 @@
+import asyncio
 import json
-import re
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from srl.reward.answer import last_boxed
-from srl.reward.grader import check_gold, grade
+from srl.config import RewardConfig
+from srl.reward.answer import last_boxed, stated_answer
+from srl.reward.gold import read_gold, write_gold
+from srl.reward.grader import Grader
 from srl.reward.rules import apply_grades, final_outcome, grade_request
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
-CASES = Path(__file__).parents[2] / "shared" / "verifier" / "cases.jsonl"
+VERIFIER = Path(__file__).parents[2] / "shared" / "verifier"
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    grader = Grader(RewardConfig(deadline_s=20))
+    yield grader
+    grader.close()
+
+
+def grade(grader: Grader, answer: str | None, gold: str) -> Outcome | None:
+    return grader.grade([(answer, gold)])[0].outcome
+
+
+def rows(name: str) -> list[dict]:
+    if not VERIFIER.is_dir():
+        pytest.skip(f"labelled cases are not here: {VERIFIER}")
+    return [json.loads(line) for line in (VERIFIER / name).read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +57,8 @@ CASES = Path(__file__).parents[2] / "shared" / "verifier" / "cases.jsonl"
         ("1" * 5000, "1" * 5000),
     ],
 )
-def test_equal_answers_are_correct(answer: str, gold: str) -> None:
-    assert grade(answer, gold) is Outcome.CORRECT
+def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> None:
+    assert grade(grader, answer, gold) is Outcome.CORRECT
 
 
 @pytest.mark.parametrize(
@@ -59,96 +80,150 @@ def test_equal_answers_are_correct(answer: str, gold: str) -> None:
         ("0.28", "28"),
     ],
 )
-def test_different_answers_are_incorrect(answer: str, gold: str) -> None:
-    assert grade(answer, gold) is Outcome.INCORRECT
+def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:
+    assert grade(grader, answer, gold) is Outcome.INCORRECT
 
 
-def test_other_outcomes_keep_their_causes_apart() -> None:
-    assert grade(None, "42") is Outcome.NO_ANSWER
-    assert grade(" $ ", "42") is Outcome.NO_ANSWER
-    assert grade("???", "42") is Outcome.UNPARSABLE
-    assert grade("9^{9^{9^{9}}}", "42") is Outcome.UNPARSABLE
-    assert grade("1000000!", "42") is Outcome.UNPARSABLE
+def test_other_outcomes_keep_their_causes_apart(grader: Grader) -> None:
+    assert grade(grader, None, "42") is Outcome.NO_ANSWER
+    assert grade(grader, " $ ", "42") is Outcome.NO_ANSWER
+    assert grade(grader, "???", "42") is Outcome.UNPARSABLE
+    assert grade(grader, "9^{9^{9^{9}}}", "42") is Outcome.UNPARSABLE
+    assert grade(grader, "1000000!", "42") is Outcome.UNPARSABLE
 
 
-def test_an_answer_that_takes_too_long_is_a_timeout() -> None:
-    assert grade(r"\sum_{k=1}^{9999} k^{k}", "42", timeout_s=1) is Outcome.TIMEOUT
+@pytest.mark.parametrize("gold", ["", "$$", "???", "17+", "9^{9^{9}}", "4 [error: some]"])
+def test_a_gold_that_does_not_parse_is_named(grader: Grader, gold: str) -> None:
+    [found] = grader.grade([("x", gold)])
+    assert found.outcome is None and repr(gold)[1:-1] in found.message
+    assert grader.invalid_golds([gold, "42"]) == {gold: found.message}
 
 
-@pytest.mark.parametrize("gold", ["", "$$", "???", "17+", "9^{9^{9}}"])
-def test_a_gold_that_does_not_parse_is_named(gold: str) -> None:
-    for call in (lambda: check_gold(gold), lambda: grade("x", gold)):
-        with pytest.raises(ValueError, match=re.escape(repr(gold))):
-            call()
+@pytest.mark.parametrize(
+    ("answer", "unit", "error", "right"),
+    [
+        ("45 minutes", "minute", None, True),
+        (r"45 \text{ min}", "minute", None, True),
+        ("45", "minute", None, True),
+        (r"45 \text{ hours}", "minute", None, False),
+        ("44", "minute", None, False),
+        ("44.9", "minute", "1e-1", True),
+        ("44.8", "minute", "1e-1", False),
+        (r"45\%", "%", None, True),
+        (r"45 \mathrm{~km} / \mathrm{h}", "km/h", None, True),
+        (r"45 \text{ square cm}", "$cm^2$", None, True),
+        (r"45^{\circ}", r"^{\circ}", None, True),
+    ],
+)
+def test_the_gold_says_which_unit_and_which_error(grader: Grader, answer: str, unit: str, error: str | None, right: bool) -> None:
+    gold = write_gold("45", unit, error)
+    assert read_gold(gold) == ("45", unit, float(error or 0))
+    assert (grade(grader, answer, gold) is Outcome.CORRECT) is right
 
 
-def test_off_the_main_thread_grading_says_so_instead_of_grading() -> None:
-    caught: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            grade("42", "42")
-        except RuntimeError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join(30)
-    assert "main thread" in str(caught[0])
-
-
-def test_fractions_of_a_second_are_refused() -> None:
-    with pytest.raises(ValueError, match="timeout_s=0.5"):
-        grade("1", "2", timeout_s=0.5)  # type: ignore[arg-type]
-
-
-def answer_in(text: str) -> str:
-    """The last box; the suite also has other ways of answering, which a reward does not accept: isolate those here."""
-    patterns = [r"<answer>(.*?)</answer>", r"final answer is\s*(.+?)\.?\s*(?:I hope|$)", r"^A: (.+)$"]
-    patterns += [r"(?:answer is|answer):?\**\s*(.+?)(?:<\||$)", r"\$([^$]+)\$"]
-    found = (re.findall(pattern, text, re.MULTILINE | re.IGNORECASE) for pattern in patterns)
-    boxed = last_boxed(text)
-    return boxed if boxed is not None else next((match[-1] for match in found if match), text)
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        ("2500, 7500", "7500, 2500", True),
+        ("100,200", "200, 100", True),
+        (r"\{3, 1\}", "1, 3", True),
+        (r"3 \text{ and } 1", "1, 3", True),
+        ("1", "1, 3", False),
+        ("1, 1", "1, 3", False),
+        (r"\sqrt{2}, \frac{1}{2}", r"\frac{1}{2}, \sqrt{2}", True),
+        (r"\sqrt{2}, \frac{1}{3}", r"\frac{1}{2}, \sqrt{2}", False),
+        ("(3,4), (1,2)", "(1,2), (3,4)", True),
+        ("(2,1), (3,4)", "(1,2), (3,4)", False),
+    ],
+)
+def test_several_answers_match_one_to_one_in_any_order(grader: Grader, answer: str, gold: str, right: bool) -> None:
+    assert (grade(grader, answer, gold) is Outcome.CORRECT) is right
 
 
-def gold_in(text: str) -> str:
-    boxed = last_boxed(text)
-    return boxed if boxed is not None else re.sub(r"^(?:the )?answer is ", "", text, flags=re.IGNORECASE)
+def test_plain_numbers_need_no_process_and_repeats_no_second_comparison() -> None:
+    grader = Grader(RewardConfig())
+    assert [g.outcome for g in grader.grade([("42", "42"), ("43", "42"), (r"\frac{2}{4}", "1/2")])][1] is Outcome.INCORRECT
+    assert grader.pool.workers == [] and grader.cached == 0
+    grader.grade([("42", "42"), ("42", "42")])
+    assert grader.cached == 2
 
 
-def accepted(case: dict[str, str]) -> bool:
-    """Three golds of the suite are empty or do not parse; nothing equals them."""
-    try:
-        return grade(answer_in(case["prediction"]), gold_in(case["gold"])) is Outcome.CORRECT
-    except ValueError:
-        return False
+def test_a_grader_that_gets_a_known_case_wrong_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = Grader(RewardConfig())
+    monkeypatch.setattr("srl.reward.grader.GOLDEN", [("43", "42", Outcome.CORRECT)])
+    with pytest.raises(RuntimeError, match="graded answer '43' for gold '42' as incorrect, expected correct"):
+        grader.prove()
 
 
-def test_the_grader_agrees_with_the_labelled_cases(capsys: pytest.CaptureFixture[str]) -> None:
-    if not CASES.is_file():
-        pytest.skip(f"labelled cases are not here: {CASES}")
-    cases = [case for case in map(json.loads, CASES.read_text().splitlines()) if not case.get("flag")]
-    wrong = [case for case in cases if accepted(case) is not case["expected"]]
-    false_accepts = sum(not case["expected"] for case in wrong)
+def test_timeouts_are_not_remembered() -> None:
+    grader = Grader(RewardConfig(processes=1, deadline_s=0.5))
+    slow = (r"\sum_{k=1}^{9999} k^{k}", "42")
+    for _ in range(2):
+        assert grader.grade([slow])[0].outcome is Outcome.TIMEOUT
+    assert grader.cached == 0
+    grader.close()
+
+
+def test_threads_and_event_loops_get_the_same_grades(grader: Grader) -> None:
+    pairs = [(rf"\frac{{{n}}}{{4}}+y", rf"y+{n}/{4 + n % 2}") for n in range(1, 9)]
+    expected = [Outcome.CORRECT if n % 2 == 0 else Outcome.INCORRECT for n in range(1, 9)]
+    found: dict[str, list] = {}
+
+    def grade_in(name: str) -> None:
+        grader.cache.clear()
+        found[name] = [grade.outcome for grade in grader.grade(pairs)]
+
+    async def grade_in_loop() -> None:
+        grade_in("loop")
+
+    threads = [threading.Thread(target=grade_in, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    asyncio.run(grade_in_loop())
+    assert found == {"one": expected, "two": expected, "loop": expected}
+
+
+def test_the_grader_agrees_with_the_labelled_cases(grader: Grader, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [case for case in rows("cases.jsonl") if not case.get("flag")]
+    grades = grader.grade([(stated_answer(case["prediction"]), case["gold"]) for case in cases])
+    found = [grade.outcome is Outcome.CORRECT for grade in grades]
+    wrong = [case for case, right in zip(cases, found, strict=True) if right is not case["expected"]]
+    accepted = [case["id"] for case in wrong if not case["expected"]]
     agreement = 1 - len(wrong) / len(cases)
     with capsys.disabled():
-        print(f"\nagreement {agreement:.4f} on {len(cases)} cases: {false_accepts} wrongly accepted, ", end="")
-        print(f"{len(wrong) - false_accepts} wrongly refused; ids", *(case["id"] for case in wrong))
-    assert agreement >= 0.97
+        print(f"\nagreement {agreement:.4f} on {len(cases)} cases; wrongly accepted {accepted}", end="; wrongly refused ")
+        print([case["id"] for case in wrong if case["expected"]])
+    assert agreement >= 0.985 and len(accepted) <= 2
+
+
+@pytest.mark.parametrize("extract", [last_boxed, stated_answer])
+def test_no_attack_is_accepted_or_takes_longer_than_the_deadline(extract: Callable[[str], str | None]) -> None:
+    grader, cases = Grader(RewardConfig(deadline_s=5)), rows("adversarial.jsonl")
+    grader.prove()
+    for case in cases:
+        start = time.monotonic()
+        outcome = grade(grader, extract(case["text"]), case["gold"])
+        assert time.monotonic() - start < 60, case["id"]  # 6 on a machine that is free
+        assert case["expected"] is not False or outcome is not Outcome.CORRECT, case["id"]
+    grader.prove()
+    assert len(grader.pool.workers) == 2
+    grader.close()
 
 
 def trajectory(*turns: Turn) -> Trajectory:
     return Trajectory("t", "p", "What is 6 * 7?", "42", [1], list(turns))
 
 
-def test_answers_are_graded_by_id_and_the_final_one_decides_the_reward() -> None:
+def test_answers_are_graded_by_id_and_the_final_one_decides_the_reward(grader: Grader) -> None:
     attempt, revision = Turn(TurnKind.ATTEMPT, [2], answer="41"), Turn(TurnKind.REVISION, [4], answer="42")
     graded = trajectory(attempt, Turn(TurnKind.VERDICT, [3]), revision)
     requests = grade_request(graded)
     assert requests == [("t/0", "41", "42"), ("t/2", "42", "42")]
     with pytest.raises(ValueError, match="t: its final answer was not graded"):
         final_outcome(graded)
-    apply_grades([graded], {request_id: grade(answer, gold) for request_id, answer, gold in requests})
+    apply_grades([graded], {request_id: grade(grader, answer, gold) for request_id, answer, gold in requests})
     assert [turn.outcome for turn in graded.turns] == [Outcome.INCORRECT, None, Outcome.CORRECT]
     assert final_outcome(graded) == 1.0
     assert final_outcome(trajectory()) == 0.0

@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from srl.config import RewardConfig
-from srl.reward.actor import RewardActor, create_reward_actors, grade_all, share_alarm
-from srl.reward.grader import grade
+from srl.reward.actor import create_reward_actors, grade_all, share_alarm
+from srl.reward.grader import Grader
 from srl.trajectory import Outcome
 
 REQUESTS = [
@@ -36,7 +36,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def actors(local_ray: None) -> list[ray.actor.ActorHandle]:
-    return create_reward_actors(RewardConfig(workers=2, parse_timeout_s=2))
+    return create_reward_actors(RewardConfig(workers=2, processes=1, deadline_s=2))
 
 
 def inside(actor: ray.actor.ActorHandle, function: object) -> object:
@@ -44,11 +44,29 @@ def inside(actor: ray.actor.ActorHandle, function: object) -> object:
 
 
 def test_actors_grade_as_a_direct_call_does(actors: list[ray.actor.ActorHandle]) -> None:
-    assert grade_all(actors, REQUESTS, timeout_s=60) == {key: grade(answer, gold) for key, answer, gold in REQUESTS}
+    direct = Grader(RewardConfig(processes=1))
+    grades = direct.grade([(answer, gold) for _, answer, gold in REQUESTS])
+    direct.close()
+    expected = {key: grade.outcome for (key, _, _), grade in zip(REQUESTS, grades, strict=True)}
+    assert grade_all(actors, REQUESTS, timeout_s=60) == expected
 
 
-def test_actor_methods_run_on_the_main_thread_where_the_alarm_works(actors: list[ray.actor.ActorHandle]) -> None:
-    assert inside(actors[0], lambda _: threading.current_thread() is threading.main_thread())
+def test_an_async_actor_grades_as_a_direct_call_does() -> None:
+    @ray.remote
+    class Loop:
+        async def grade(self, requests: list) -> list:
+            grader = Grader(RewardConfig(processes=1))
+            grades = grader.grade([(answer, gold) for _, answer, gold in requests])
+            grader.close()
+            return [grade.outcome for grade in grades]
+
+    in_loop = ray.get(Loop.remote().grade.remote(REQUESTS), timeout=60)
+    direct = Grader(RewardConfig(processes=1))
+    assert in_loop == [grade.outcome for grade in direct.grade([(answer, gold) for _, answer, gold in REQUESTS])]
+    direct.close()
+
+
+def test_a_slow_answer_is_a_timeout(actors: list[ray.actor.ActorHandle]) -> None:
     assert grade_all(actors[:1], [("slow", SLOW, "42")], timeout_s=60) == {"slow": Outcome.TIMEOUT}
 
 
@@ -59,11 +77,11 @@ def test_an_actor_calls_itself_by_its_index(actors: list[ray.actor.ActorHandle])
 def test_repeated_answers_come_from_the_cache_and_are_counted() -> None:
     [actor] = create_reward_actors(RewardConfig(workers=1))
     grade_all([actor], [(f"t/{index}", "x + 1", "1+x") for index in range(10)], timeout_s=60)
-    assert ray.get(actor.counts.remote(), timeout=60) == {"correct": 10, "cached": 9}
+    assert ray.get(actor.counts.remote(), timeout=60) == {"correct": 10, "cached": 9, "killed": 0, "died": 0}
 
 
 def test_results_are_complete_when_an_actor_is_killed_in_the_middle() -> None:
-    actors = create_reward_actors(RewardConfig(workers=2, parse_timeout_s=1))
+    actors = create_reward_actors(RewardConfig(workers=2, processes=1, deadline_s=1))
     victim = inside(actors[0], lambda _: os.getpid())
     requests = [(f"t/{index}", SLOW, str(index)) for index in range(8)] + REQUESTS
     killer = threading.Timer(1.5, os.kill, (victim, signal.SIGKILL))
@@ -90,12 +108,6 @@ def test_a_gold_that_does_not_parse_reaches_the_driver(actors: list[ray.actor.Ac
 def test_an_id_given_twice_is_refused(actors: list[ray.actor.ActorHandle]) -> None:
     with pytest.raises(ValueError, match="'t/0'"):
         grade_all(actors, [("t/0", "1", "1"), ("t/0", "2", "1")], timeout_s=60)
-
-
-def test_an_actor_that_grades_wrongly_does_not_start() -> None:
-    actor = RewardActor.remote(0, 0.5)  # type: ignore[arg-type]
-    with pytest.raises(ray.exceptions.ActorDiedError, match="timeout_s=0.5"):
-        ray.get(actor.counts.remote(), timeout=60)
 
 
 def test_nothing_to_grade_gives_nothing(actors: list[ray.actor.ActorHandle]) -> None:

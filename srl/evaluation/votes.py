@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srl.reward.answer import normalise, plain_number
+from srl.reward.spelling import normalise, plain_number
 from srl.trajectory import Outcome, Trajectory, Turn, Verdict
 
 RIGHT = "right"

@@ -3,63 +3,53 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 
 from srl.config import RewardConfig
-from srl.reward.grader import grade
+from srl.reward.grader import Grader
 from srl.reward.rules import GradeRequest
 from srl.trajectory import Outcome
 
-CACHED_GRADES = 100_000  # (answer, gold) pairs per actor: the trajectories of a group repeat each other's answers
-LARGEST_CHUNK = 64  # requests per call: what a restarted actor does again
-
-GOLDEN = [
-    (r"\frac{1}{2}", "0.5", Outcome.CORRECT),
-    (r"2\sqrt{3}", r"\sqrt{12}", Outcome.CORRECT),
-    ("42.", "42", Outcome.CORRECT),
-    (r"\frac{1}{3}", "0.5", Outcome.INCORRECT),
-    (r"3\sqrt{2}", r"\sqrt{12}", Outcome.INCORRECT),
-    ("43", "42", Outcome.INCORRECT),
-    (None, "42", Outcome.NO_ANSWER),
-]
+LARGEST_CHUNK = 256  # requests per call: what a restarted actor does again
 
 
 @ray.remote
 class RewardActor:
-    """Grades on the main thread of its process, one call at a time. Refuses to start if it gets a known case wrong."""
+    """A grader in an actor, one call at a time. Refuses to start if it gets a known case wrong."""
 
-    def __init__(self, index: int, parse_timeout_s: int) -> None:
+    def __init__(self, index: int, config: RewardConfig) -> None:
         self.index = index
         self.outcomes: Counter[Outcome] = Counter()
-        self.grade_cached = lru_cache(CACHED_GRADES)(lambda answer, gold: grade(answer, gold, parse_timeout_s))
-        for answer, gold, expected in GOLDEN:
-            found = grade(answer, gold, parse_timeout_s)
-            if found is not expected:
-                raise RuntimeError(f"{self!r} graded answer {answer!r} for gold {gold!r} as {found}, expected {expected}")
+        self.grader = Grader(config)
+        self.grader.prove()
 
     def __repr__(self) -> str:
         return f"RewardActor({self.index})"
 
     def grade(self, requests: Sequence[GradeRequest]) -> dict[str, Outcome]:
-        """Outcome by request id. Raises what `srl.reward.grader.grade` raises."""
-        grades = {request_id: self.grade_cached(answer, gold) for request_id, answer, gold in requests}
+        """Outcome by request id. Raises ValueError naming the first gold that cannot be read."""
+        grades = {}
+        results = self.grader.grade([(answer, gold) for _, answer, gold in requests])
+        for (request_id, _, _), grade in zip(requests, results, strict=True):
+            if grade.outcome is None:
+                raise ValueError(f"{request_id}: {grade.message}")
+            grades[request_id] = grade.outcome
         self.outcomes.update(grades.values())
         return grades
 
     def counts(self) -> dict[str, int]:
-        """Grades given since the actor (re)started, by outcome, and how many of them the cache answered."""
+        """Grades given since the actor (re)started, by outcome; how many the cache answered; how its processes ended."""
         counts = {str(outcome): count for outcome, count in self.outcomes.items()}
-        return {**counts, "cached": self.grade_cached.cache_info().hits}
+        return {**counts, "cached": self.grader.cached, "killed": self.grader.pool.killed, "died": self.grader.pool.died}
 
 
 def create_reward_actors(config: RewardConfig) -> list[ActorHandle]:
     """Start `config.workers` actors that Ray restarts, and whose calls it repeats, without limit: grading has no state."""
     options = {"num_cpus": config.cpus, "label_selector": config.nodes, "max_restarts": -1, "max_task_retries": -1}
-    return [RewardActor.options(**options).remote(index, config.parse_timeout_s) for index in range(config.workers)]
+    return [RewardActor.options(**options).remote(index, config) for index in range(config.workers)]
 
 
 def grade_all(actors: Sequence[ActorHandle], requests: Sequence[GradeRequest], timeout_s: float) -> dict[str, Outcome]:

@@ -1,132 +1,126 @@
-"""Rule-based grading of one answer. Every comparison that needs algebra is math-verify's, under its alarm.
+"""Grades in batches: what is plain is decided at once, what repeats comes from the cache, the rest goes to worker processes."""
 
-Import this module before sympy: with gmpy2 its integers ignore the alarm.
-"""
-
-import os
-
-os.environ.setdefault("SYMPY_GROUND_TYPES", "python")
-os.environ.setdefault("MPMATH_NOGMPY", "1")
-
-import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
-from math_verify import parse, verify
-from math_verify.errors import TimeoutException
-from math_verify.utils import timeout
-from sympy import Basic, Equality, MatrixBase, N, S, UnevaluatedExpr
-
-from srl.reward.answer import is_integer, normalise, plain_number, too_explosive
+from srl.config import RewardConfig
+from srl.reward.compare import decide
+from srl.reward.gold import Gold, read_gold
+from srl.reward.pool import Comparison, WorkerPool
+from srl.reward.spelling import plain_number, words
 from srl.trajectory import Outcome
 
-RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
-EXPRESSION_TOLERANCE = 1e-4  # relative, between numbers that math-verify calls equal; it looks at six decimals only
+CACHED_GRADES = 100_000  # the trajectories of a group repeat each other's answers
+
+# Each of these outcomes has to come out before anything else is graded.
+GOLDEN = [
+    ("42.", "42", Outcome.CORRECT),
+    (r"\frac{1}{2}", "0.5", Outcome.CORRECT),
+    (r"4.5 \times 10^{33}", "4.5e33", Outcome.CORRECT),
+    (r"2\sqrt{3}", r"\sqrt{12}", Outcome.CORRECT),
+    ("43", "42", Outcome.INCORRECT),
+    (r"\frac{1}{3}", "0.5", Outcome.INCORRECT),
+    (r"3\sqrt{2}", r"\sqrt{12}", Outcome.INCORRECT),
+    (None, "42", Outcome.NO_ANSWER),
+    ("9^{9^{9^{9}}}", "42", Outcome.UNPARSABLE),
+]
 
 
-def grade(answer: str | None, gold: str, timeout_s: int = 5) -> Outcome:
-    """Compare a model's answer (the content of its box) with the gold answer.
+class Grade(NamedTuple):
+    """`outcome` is None where the gold cannot be read; `message` then says why. `ms` is the time of this comparison alone."""
 
-    `timeout_s` limits each parse and each comparison, in whole seconds. Answers that would explode in algebra are
-    UNPARSABLE unless spelled like the gold. Raises ValueError if the gold does not parse and RuntimeError off the main
-    thread, where the alarm cannot work.
-    """
-    require_alarm(timeout_s)
-    left, right = normalise(answer or ""), normalise(gold)
-    if not right:
-        raise ValueError(f"gold {gold!r} is empty")
-    if not left:
-        return Outcome.NO_ANSWER
-    if left == right:
-        return Outcome.CORRECT
-    number, gold_number = plain_number(left), plain_number(right)
-    if number is not None and gold_number is not None:
-        tolerance = 0 if is_integer(left) and is_integer(right) else RELATIVE_TOLERANCE * max(abs(number), abs(gold_number))
-        return Outcome.CORRECT if abs(number - gold_number) <= tolerance else Outcome.INCORRECT
-    if too_explosive(left):
-        return Outcome.UNPARSABLE
-    return compare(left, parse_gold(right, timeout_s), timeout_s)
+    outcome: Outcome | None
+    ms: float = 0.0
+    message: str = ""
 
 
-def check_gold(gold: str, timeout_s: int = 5) -> None:
-    """Raise ValueError naming a gold answer that nothing but its own spelling could equal; RuntimeError as `grade`."""
-    require_alarm(timeout_s)
-    right = normalise(gold)
-    if not right:
-        raise ValueError(f"gold {gold!r} is empty")
-    if plain_number(right) is None:
-        parse_gold(right, timeout_s)
+class Grader:
+    """Thread-safe; needs neither the main thread nor Ray. Close it, or let its processes end with this one."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.pool = WorkerPool(config.processes, config.deadline_s, config.memory_mib, config.recycle_after)
+        self.cache: OrderedDict[tuple[str | None, str], Outcome] = OrderedDict()
+        self.cached = 0
+
+    def grade(self, pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
+        """A grade for each (answer, gold), in their order: pairs that are equal are compared once."""
+        grades: dict[tuple[str | None, str], Grade] = {}
+        undecided: dict[tuple[str | None, str], Comparison] = {}
+        for pair in pairs:
+            if pair in grades or pair in undecided:
+                self.cached += 1
+            elif (known := self.cache.get(pair)) is not None:
+                self.cached += 1
+                grades[pair] = Grade(known)
+            else:
+                start = time.perf_counter()
+                decided = plain_grade(*pair)
+                if isinstance(decided, Comparison):
+                    undecided[pair] = decided
+                else:
+                    grades[pair] = decided._replace(ms=1000 * (time.perf_counter() - start))
+        if undecided:
+            replies = self.pool.compare(list(undecided.values()))
+            grades |= {pair: Grade(*reply) for pair, reply in zip(undecided, replies, strict=True)}
+        self._remember(grades)
+        return [grades[pair] for pair in pairs]
+
+    def invalid_golds(self, golds: Sequence[str]) -> dict[str, str]:
+        """Why they cannot be read, for the golds that cannot; numbers and words need no process."""
+        invalid, waiting = {}, {}
+        for gold in dict.fromkeys(golds):
+            try:
+                answer = gold_once(gold).answer
+            except ValueError as error:
+                invalid[gold] = str(error)
+                continue
+            if plain_number(answer) is None and words(answer) is None:
+                waiting[gold] = Comparison(None, answer)
+        replies = self.pool.compare(list(waiting.values())) if waiting else []
+        for gold, reply in zip(waiting, replies, strict=True):
+            if reply.outcome is not Outcome.CORRECT:
+                invalid[gold] = reply.message or f"gold {gold!r} does not parse: {reply.outcome}"
+        return invalid
+
+    def prove(self) -> None:
+        """Raises RuntimeError naming the known case that comes out wrong, or too late three times: a machine may be busy."""
+        cases = [(answer, gold) for answer, gold, _ in GOLDEN]
+        for last in (False, False, True):
+            for case in cases:
+                self.cache.pop(case, None)
+            grades = zip(GOLDEN, self.grade(cases), strict=True)
+            wrong = [(case, grade.outcome) for case, grade in grades if grade.outcome is not case[2]]
+            if not wrong:
+                return
+            if last or any(outcome is not Outcome.TIMEOUT for _, outcome in wrong):
+                (answer, gold, expected), outcome = wrong[0]
+                raise RuntimeError(f"graded answer {answer!r} for gold {gold!r} as {outcome}, expected {expected}")
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _remember(self, grades: dict[tuple[str | None, str], Grade]) -> None:
+        """A timeout says something about the machine: the same answer gets another chance."""
+        for pair, grade in grades.items():
+            if grade.outcome not in (None, Outcome.TIMEOUT):
+                self.cache[pair] = grade.outcome
+        while len(self.cache) > CACHED_GRADES:
+            self.cache.popitem(last=False)
 
 
-def require_alarm(timeout_s: int) -> None:
-    thread = threading.current_thread()
-    if thread is not threading.main_thread():
-        raise RuntimeError(f"grading needs the main thread of its process, for math-verify's alarm; found thread {thread.name!r}")
-    # math-verify swallows the TypeError of signal.alarm(0.5) and finds every answer empty.
-    if not isinstance(timeout_s, int) or timeout_s < 1:
-        raise ValueError(f"timeout_s={timeout_s!r}: whole seconds, 1 or more")
+def plain_grade(answer: str | None, gold: str) -> Grade | Comparison:
+    """The grade, or the comparison that only algebra can make."""
+    try:
+        read = gold_once(gold)
+    except ValueError as error:
+        return Grade(None, message=str(error))
+    outcome, left = decide(answer, read)
+    return Comparison(left, read.answer, read.error) if outcome is None else Grade(outcome)
 
 
 @lru_cache(maxsize=4096)
-def parse_gold(gold: str, timeout_s: int) -> tuple[Any, ...]:
-    """math-verify's readings of a normalised gold, at least one of them an expression; ValueError otherwise."""
-    if too_explosive(gold):
-        raise ValueError(f"gold {gold[:200]!r} is too large to evaluate")
-    try:
-        readings = read(gold, timeout_s)
-    except TimeoutException:
-        raise ValueError(f"gold {gold!r} does not parse within {timeout_s} s") from None
-    except Exception as error:
-        raise ValueError(f"gold {gold!r} does not parse: {type(error).__name__}") from error
-    if expression(readings) is None:
-        raise ValueError(f"gold {gold!r} does not parse")
-    return readings
-
-
-def compare(answer: str, gold: tuple[Any, ...], timeout_s: int) -> Outcome:
-    try:
-        readings = read(answer, timeout_s)
-        equal = verify(list(gold), list(readings), timeout_seconds=timeout_s, raise_on_error=True)
-        equal = equal and not timeout(timeout_s)(differ_after_all)(expression(gold), expression(readings))
-    except TimeoutException:
-        return Outcome.TIMEOUT
-    except Exception:
-        # Whatever sympy raises on text that a model wrote says that the answer cannot be read; the gold was read before.
-        return Outcome.UNPARSABLE
-    if equal:
-        return Outcome.CORRECT
-    return Outcome.UNPARSABLE if expression(readings) is None else Outcome.INCORRECT
-
-
-def read(text: str, timeout_s: int) -> tuple[Any, ...]:
-    """math-verify keeps only the first number of bare LaTeX, so both sides go into a box."""
-    return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=timeout_s, raise_on_error=True))
-
-
-def expression(readings: tuple[Any, ...]) -> Any | None:
-    """The reading that is an expression; the others are strings."""
-    return next((reading for reading in readings if isinstance(reading, Basic | MatrixBase)), None)
-
-
-def differ_after_all(gold: Any, answer: Any) -> bool:
-    """Two kinds of equality that math-verify grants and nobody should: 10^-7 = 2 * 10^-7, and the box `0 = 42` for 42."""
-    if isinstance(answer, Equality) and not isinstance(gold, Equality):
-        if answer.lhs.is_number and answer.rhs.is_number and far_apart(answer.lhs, answer.rhs):
-            return True
-        answer = answer.rhs
-    if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
-        return False
-    # 28, 0.28 and 28 % are one answer to math-verify, which keeps the 1/100 of a percent unevaluated.
-    if gold.has(UnevaluatedExpr) or answer.has(UnevaluatedExpr):
-        return False
-    return far_apart(gold, answer)
-
-
-def far_apart(left: Any, right: Any) -> bool:
-    return bool(size(left - right) > EXPRESSION_TOLERANCE * max(size(left), size(right)))
-
-
-def size(number: Any) -> Any:
-    """Absolute value, infinite where sympy finds none."""
-    value = abs(N(number, 30))
-    return value if value.is_Number and value.is_finite else S.Infinity
+def gold_once(gold: str) -> Gold:
+    return read_gold(gold)

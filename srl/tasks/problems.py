@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from srl.config import ConfigError
+from srl.config import ConfigError, RewardConfig
 from srl.reward.answer import last_boxed
+from srl.reward.grader import Grader
 from srl.tasks.chains import HIGHEST, LOWEST, Chain, chains, question, split_of
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -45,15 +46,14 @@ def load_problems(source: str, question_key: str, answer_key: str, limit: int | 
     return list(problems.values())
 
 
-def check_golds(problems: Sequence[Problem], source: str, timeout_s: int = 5) -> None:
-    """Raise ConfigError naming the first gold that does not parse. Only on the main thread; plain numbers cost nothing."""
-    from srl.reward.grader import check_gold  # sympy takes a second to import, which generated problems can do without
-
+def check_golds(problems: Sequence[Problem], source: str) -> None:
+    """Raise ConfigError naming the first gold that cannot be read. Plain numbers cost nothing, others start processes."""
+    grader = Grader(RewardConfig())
+    invalid = grader.invalid_golds([problem.gold for problem in problems])
+    grader.close()
     for number, problem in enumerate(problems, 1):
-        try:
-            check_gold(problem.gold, timeout_s)
-        except ValueError as error:
-            raise ConfigError(f"{source}, problem {number} ({problem.question[:60]!r}): {error}") from None
+        if problem.gold in invalid:
+            raise ConfigError(f"{source}, problem {number} ({problem.question[:60]!r}): {invalid[problem.gold]}")
 
 
 def chain_problems(split: str, count: int, seed: int, min_operations: int, max_operations: int) -> list[Problem]:

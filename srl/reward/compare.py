@@ -1,0 +1,93 @@
+"""What can be decided about an answer without algebra. Most answers are numbers, and most answers of a group repeat."""
+
+from fractions import Fraction
+
+from srl.reward.gold import Gold, split_unit, unit_name, without_measure
+from srl.reward.refusals import LONGEST_ANSWER, too_explosive
+from srl.reward.spelling import (
+    ELLIPSIS,
+    compact,
+    decimal_comma,
+    is_integer,
+    normalise,
+    plain_fraction,
+    plain_number,
+    values,
+    words,
+)
+from srl.trajectory import Outcome
+
+RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
+
+
+def decide(answer: str | None, gold: Gold) -> tuple[Outcome | None, str]:
+    """The outcome, or None where only algebra can tell; and the answer as it was compared.
+
+    Answers that would explode in algebra are UNPARSABLE unless they are spelled like the gold.
+    """
+    answer, right = answer or "", gold.answer
+    if len(answer) > LONGEST_ANSWER:  # nothing but the same spelling, so that no pattern is slow on it
+        return (Outcome.CORRECT if answer.strip(" $.") == right else Outcome.UNPARSABLE), ""
+    bare, unit = split_unit(answer, gold.unit)
+    left = normalise(bare)
+    if not left:
+        return Outcome.NO_ANSWER, left
+    if unit and unit != unit_name(gold.unit):
+        return Outcome.INCORRECT, left
+    if left == right or compact(left) == compact(right):
+        return Outcome.CORRECT, left
+    equal = same_words(left, right)
+    if equal is None:
+        equal = same_numbers(left, right, gold.error)
+    if equal is None:  # from the answer as it was written: 100,200 is a list where the gold is one
+        equal = same_lists(values(bare), values(right), gold.error)
+    # math-verify drops the dots and compares what stands before them.
+    if equal is None and (ELLIPSIS.search(left) or ELLIPSIS.search(right)):
+        equal = False
+    if equal is not None:
+        return Outcome.CORRECT if equal else Outcome.INCORRECT, left
+    return (Outcome.UNPARSABLE if too_explosive(left) else None), left
+
+
+def same_words(left: str, right: str) -> bool | None:
+    r"""Whether an answer says the words of a gold that is nothing but words; None for other golds."""
+    wanted = words(right)
+    if wanted is None:
+        return None
+    return (words(left) or words(rf"\text{{{left}}}")) == wanted
+
+
+def same_numbers(left: str, right: str, error: float = 0.0) -> bool | None:
+    """Whether two numbers are equal; None if either is something else."""
+    number, wanted = plain_number(left), plain_number(right)
+    if number is not None and wanted is not None:
+        return close(number, wanted, error, exact=is_integer(left) and is_integer(right))
+    if wanted is not None and not is_integer(right) and (point := decimal_comma(left)) is not None:
+        return same_numbers(point, right, error)
+    if wanted is not None and (measured := without_measure(left)) != left:
+        return same_numbers(measured, right, error)
+    number, wanted = plain_fraction(left), plain_fraction(right)
+    if number is not None and wanted is not None:
+        return close(number, wanted, error, exact=True)
+    return None
+
+
+def close(left: Fraction, right: Fraction, error: float, exact: bool) -> bool:
+    tolerance = 0 if exact else RELATIVE_TOLERANCE * max(abs(left), abs(right))
+    # OlympiadBench's own judge gives its error one per cent more.
+    return abs(left - right) <= max(tolerance, Fraction(str(error)) * Fraction("1.01"))
+
+
+def same_lists(left: list[str], right: list[str], error: float) -> bool | None:
+    """Whether each value of one list has its own equal in the other, in any order; None unless all values are numbers."""
+    if len(right) < 2 or not all(plain_number(value) is not None for value in (*left, *right)):
+        return None
+    if len(left) != len(right):
+        return False
+    waiting = list(left)
+    for value in right:
+        match = next((other for other in waiting if same_numbers(other, value, error)), None)
+        if match is None:
+            return False
+        waiting.remove(match)
+    return True

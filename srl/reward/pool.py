@@ -1,0 +1,196 @@
+"""Worker processes that can be killed, and the comparisons that wait for them."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from srl.trajectory import Outcome
+
+START_S = 120.0  # a process imports sympy and proves itself in about two seconds; a machine may be busy
+GRACE_S = 0.5  # between the deadline, at which a worker gives up by itself, and SIGKILL
+IN_FLIGHT = 2  # comparisons that a worker has: the next one waits in its pipe
+DEATHS = 4  # of workers over one comparison, after which it is what kills them
+FAILED_STARTS = 20  # in a row
+PACKAGE = Path(__file__).parents[2]
+
+
+class Comparison(NamedTuple):
+    """A normalised answer (None to check only that the gold can be read) and gold, with the absolute error allowed."""
+
+    answer: str | None
+    gold: str
+    error: float = 0.0
+
+
+class Reply(NamedTuple):
+    """`outcome` is None for a gold that cannot be read; `message` then says why."""
+
+    outcome: Outcome | None
+    ms: float
+    message: str = ""
+
+
+class Worker:
+    """One process, what it was sent and has not answered, and since when it has been at the first of these."""
+
+    def __init__(self, deadline_s: float, memory_mib: int) -> None:
+        # Pure Python integers: those of gmpy2 ignore alarms. One order of sets in every process: the same answer every time.
+        settings = {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "srl.reward.worker", str(deadline_s), str(memory_mib)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **settings, "PYTHONPATH": path},
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.sent: deque[int] = deque()
+        self.since = time.monotonic()
+        self.ready = False
+        self.answered = 0
+        self.rest = b""
+
+    def send(self, index: int, comparison: Comparison) -> bool:
+        """False if the process is dead."""
+        try:
+            self.process.stdin.write(json.dumps(comparison._asdict()).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return False
+        if not self.sent:
+            self.since = time.monotonic()
+        self.sent.append(index)
+        return True
+
+    def replies(self) -> tuple[list[dict[str, Any]], bool]:
+        """What it has written since the last call, and whether it still runs."""
+        try:
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+        except BlockingIOError:
+            return [], True
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        return [json.loads(line) for line in lines], bool(data)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+class WorkerPool:
+    """`compare` may be called from any thread; calls are served one after the other. Processes start with the first call."""
+
+    def __init__(self, processes: int, deadline_s: float, memory_mib: int, recycle_after: int) -> None:
+        self.processes, self.deadline_s, self.memory_mib, self.recycle_after = processes, deadline_s, memory_mib, recycle_after
+        self.workers: list[Worker] = []
+        self.killed = 0  # at the deadline
+        self.died = 0  # of anything else
+        self.failed_starts = 0
+        self.lock = threading.Lock()
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Reply]:
+        """One reply for each. Raises RuntimeError when processes do not start."""
+        with self.lock:
+            try:
+                return self._compare(comparisons)
+            except BaseException:
+                self._kill_all()  # their replies would be taken for the next call's
+                raise
+
+    def _compare(self, comparisons: Sequence[Comparison]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        waiting, deaths = deque(range(len(comparisons))), [0] * len(comparisons)
+        while len(replies) < len(comparisons):
+            self._feed(comparisons, waiting)
+            self._wait()
+            for place, worker in enumerate(self.workers):
+                alive = self._collect(worker, replies)
+                late = self._late(worker)
+                if alive and not late:
+                    continue
+                worker.kill()
+                self._account(worker, late, replies, waiting, deaths)
+                self.workers[place] = Worker(self.deadline_s, self.memory_mib)
+        return [replies[index] for index in range(len(comparisons))]
+
+    def close(self) -> None:
+        with self.lock:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.workers.clear()
+
+    def _feed(self, comparisons: Sequence[Comparison], waiting: deque[int]) -> None:
+        """Keep every worker busy; one that has answered enough is replaced when it has nothing left to answer."""
+        while len(self.workers) < min(self.processes, len(waiting)):
+            self.workers.append(Worker(self.deadline_s, self.memory_mib))
+        share = -(-len(waiting) // max(1, sum(worker.ready for worker in self.workers)))
+        for place, worker in enumerate(self.workers):
+            if worker.answered >= self.recycle_after and not worker.sent:
+                worker.kill()
+                self.workers[place] = Worker(self.deadline_s, self.memory_mib)
+            elif worker.ready and worker.answered < self.recycle_after:
+                while waiting and len(worker.sent) < min(IN_FLIGHT, share):
+                    if not worker.send(waiting[0], comparisons[waiting[0]]):
+                        break
+                    waiting.popleft()
+
+    def _wait(self) -> None:
+        """Until a worker writes something, dies, or is late."""
+        now = time.monotonic()
+        limits = [worker.since + self._limit(worker) for worker in self.workers if worker.sent or not worker.ready]
+        with selectors.DefaultSelector() as selector:
+            for worker in self.workers:
+                selector.register(worker.process.stdout, selectors.EVENT_READ)
+            selector.select(max(0.0, min(limits, default=now) - now))
+
+    def _collect(self, worker: Worker, replies: dict[int, Reply]) -> bool:
+        lines, alive = worker.replies()
+        for line in lines:
+            if "failed" in line:
+                raise RuntimeError(f"a grading worker refuses to start: {line['failed']}")
+            if "ready" in line:
+                worker.ready, self.failed_starts = True, 0
+            else:
+                outcome = line.get("outcome")
+                message = line.get("invalid_gold", "")
+                replies[worker.sent.popleft()] = Reply(outcome and Outcome(outcome), line.get("ms", 0.0), message)
+                worker.answered += 1
+            worker.since = time.monotonic()
+        return alive
+
+    def _late(self, worker: Worker) -> bool:
+        return (bool(worker.sent) or not worker.ready) and time.monotonic() > worker.since + self._limit(worker)
+
+    def _limit(self, worker: Worker) -> float:
+        return self.deadline_s + GRACE_S if worker.ready else START_S
+
+    def _account(self, worker: Worker, late: bool, replies: dict[int, Reply], waiting: deque[int], deaths: list[int]) -> None:
+        """What a dead worker had not answered waits again; the first of it, which it was at, may be what killed it."""
+        if not worker.ready:
+            self.failed_starts += 1
+            if self.failed_starts >= FAILED_STARTS:
+                code = worker.process.returncode
+                raise RuntimeError(f"{FAILED_STARTS} grading workers in a row died or hung at their start (exit code {code})")
+        elif late:
+            self.killed += 1
+            replies[worker.sent.popleft()] = Reply(Outcome.TIMEOUT, 1000 * self._limit(worker))
+        else:
+            self.died += 1
+            if worker.sent:
+                first = worker.sent[0]
+                deaths[first] += 1
+                if deaths[first] >= DEATHS:
+                    replies[worker.sent.popleft()] = Reply(Outcome.UNPARSABLE, 0.0)
+        waiting.extendleft(reversed(worker.sent))

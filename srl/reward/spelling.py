@@ -1,0 +1,146 @@
+r"""One spelling for an answer, and what can be read off that spelling without algebra: numbers, fractions, lists."""
+
+import re
+from fractions import Fraction
+
+LONGEST_NUMBER = 2000  # characters; Python itself reads no longer integers than 4,300 digits
+
+SIGN = r"[+-]?"
+SEPARATOR = r"(?:,|\{,\}|\\,|\\ |~| )"
+GROUPED = re.compile(rf"{SIGN}\d{{1,3}}(?:{SEPARATOR}\d{{3}})+(?:\.\d+)?")
+GROUPED_ARGUMENT = re.compile(r"(?<!\\)\{\d{1,3}(?:,\d{3})+\}")  # the 5,525 of \frac{12}{5,525}, not a set
+DECIMAL_COMMA = re.compile(rf"({SIGN}\d+),(\d+)")
+E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?![\w.])")
+EXPONENT = rf"\s*10\s*\^\s*(?P<exponent>\{{\s*{SIGN}\d{{1,4}}\s*\}}|{SIGN}\d{{1,4}})"
+TIMES = r"\s*(?:\\times|\\cdot|\\ast|\*)"
+SCIENTIFIC = re.compile(rf"(?P<mantissa>{SIGN}(?:\d+\.?\d*|\.\d+))(?:{TIMES}{EXPONENT})?")
+POWER_OF_TEN = re.compile(rf"(?P<sign>{SIGN}){EXPONENT}")
+INTEGER = re.compile(rf"{SIGN}\d+")
+FRACTION = re.compile(rf"({SIGN})(?:\\[dt]?frac\s*\{{\s*({SIGN}\d+)\s*\}}\s*\{{\s*(\d+)\s*\}}|(\d+)\s*/\s*(\d+))")
+
+WORD = r"(?:square |cubic )?[A-Za-z]{3,}"
+COUNTED = re.compile(rf"((?:\\\$)?{SIGN}\d[\d.,]*)\s+({WORD}(?: [A-Za-z]{{3,}}){{0,2}})\.?")  # 3 hours, 12 square units
+NOT_A_UNIT = re.compile(  # words that change the number before them
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"
+    r"|than|choose|sin|cos|tan|log|exp|pi|from|with)\b",
+    re.IGNORECASE,
+)
+IN_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))$")
+SUBSCRIPT = re.compile(r"_\{\s*\\(max|min|sup|inf)\s*\}")
+BARE_POWER = re.compile(r"\^\s*(\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\})")  # math-verify reads 7^\frac{1}{2} as 1/2
+ELLIPSIS = re.compile(r"\\[lcd]?dots(?:[cbmio](?![a-z]))?|\.\.\.|…")
+DOTS = re.compile(rf"(?:{ELLIPSIS.pattern})\s*")
+MATH_SIGNS = str.maketrans(
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le "}
+    | {"≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "°": r"^{\circ}", "√": r"\sqrt ", "±": r"\pm ", "\u200b": ""}
+)
+RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+
+
+def normalise(answer: str) -> str:
+    r"""One spelling of an answer for comparison as a string; applying it twice changes nothing.
+
+    Drops `$` (not `\$`), `\!`, outer `\(` or `\[`, outer spaces, one final full stop, thousands separators and degree signs of
+    plain numbers, and the words counted by a number ("3 hours"). Writes unicode signs as LaTeX, `4.5e33`, in which math-verify
+    would see Euler's number, as `4.5 \times 10^{33}`, `1./3`, which it cannot read, as `1/3`, and `\text{025}` as `025`.
+    """
+    text = RAISED_RUN.sub(lambda match: "^{" + match.group().translate(RAISED) + "}", answer).translate(MATH_SIGNS)
+    text = re.sub(r"\\!\s*|\\displaystyle(?![a-z])", "", text)
+    text = without_wrapping(" ".join(re.sub(r"(?<!\\)\$", "", text).split()))
+    if (wrapped := IN_TEXT.fullmatch(text)) and re.search(r"\d", wrapped[1]):
+        text = without_wrapping(wrapped[1].strip())
+    if len(text) <= LONGEST_NUMBER:
+        text = plain_spelling(text)
+    text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
+    text = SUBSCRIPT.sub(r"_{\1}", text)
+    text = BARE_POWER.sub(r"^{\1}", text.replace("np.arc", r"\arc"))
+    text = re.sub(r"(?<=\d)\.(?=/)", "", text)
+    return E_NOTATION.sub(r"\1 \\times 10^{\2}", text)
+
+
+def without_wrapping(text: str) -> str:
+    r"""Without a final full stop and without `\( \)` or `\[ \]` around everything."""
+    if text.endswith(".") and not text.endswith(".."):
+        text = text[:-1].rstrip()
+    return text[2:-2].strip() if re.fullmatch(r"\\\((?:(?!\\\().)*\\\)|\\\[(?:(?!\\\[).)*\\\]", text) else text
+
+
+def plain_spelling(text: str) -> str:
+    """Of a number: without thousands separators, degrees, and the words that it counts. Other text stays as it is."""
+    counted = COUNTED.fullmatch(text)
+    if counted and not NOT_A_UNIT.search(counted[2]):
+        text = counted[1].rstrip(".,")
+    bare = DEGREES.sub("", text)
+    if SCIENTIFIC.fullmatch(bare) or GROUPED.fullmatch(bare):
+        text = bare
+    return re.sub(SEPARATOR, "", text) if GROUPED.fullmatch(text) else text
+
+
+def compact(answer: str) -> str:
+    r"""A normalised answer without what cannot change its meaning: spaces, `\left`, `\right`, kinds of fractions and dots."""
+    text = re.sub(r"\\(?:left|right)(?![a-z])\s*", "", DOTS.sub(r"\\dots ", answer))
+    text = re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text)
+    return re.sub(r"(?<![\w]) | (?![\w])", "", text)
+
+
+def plain_number(answer: str) -> Fraction | None:
+    r"""The exact value of a normalised integer, decimal or `a \times 10^{n}` with |n| < 10^4; None for anything else."""
+    if len(answer) > LONGEST_NUMBER:
+        return None
+    answer = answer.removeprefix(r"\$").lstrip()
+    if match := SCIENTIFIC.fullmatch(answer):
+        exponent = int((match["exponent"] or "0").strip("{} "))
+        return Fraction(match["mantissa"]) * Fraction(10) ** exponent
+    if match := POWER_OF_TEN.fullmatch(answer):
+        return Fraction(match["sign"] + "1") * Fraction(10) ** int(match["exponent"].strip("{} "))
+    return None
+
+
+def plain_fraction(answer: str) -> Fraction | None:
+    r"""The value of a normalised integer, `\frac{a}{b}` or `a/b` of integers; None for anything else and for b = 0."""
+    if len(answer) > LONGEST_NUMBER:
+        return None
+    if INTEGER.fullmatch(answer):
+        return Fraction(int(answer))
+    match = FRACTION.fullmatch(answer)
+    if match is None:
+        return None
+    numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
+    return Fraction(-numerator if match[1] == "-" else numerator, denominator) if denominator else None
+
+
+def decimal_comma(answer: str) -> str | None:
+    """`3,5` written `3.5`; None for anything else."""
+    match = DECIMAL_COMMA.fullmatch(answer)
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def is_integer(answer: str) -> bool:
+    """Whether a normalised answer is written as an integer, which has no rounding to forgive."""
+    return INTEGER.fullmatch(answer) is not None
+
+
+def words(answer: str) -> str | None:
+    r"""Lower-case words of an answer that is nothing but `\text{words}`; None for anything else. One letter is a variable."""
+    match = IN_TEXT.fullmatch(answer)
+    inner = " ".join((match[1] if match else "").split()).strip(" .()").lower()
+    return inner if re.fullmatch(r"[a-z][a-z' -]+", inner) else None
+
+
+def values(answer: str) -> list[str]:
+    r"""The values of a list such as "1, (2,3) or 4" or `\{1, 2\}`, normalised; one value of anything else."""
+    text = IN_TEXT.sub(lambda match: match[1] if match[1].strip(" ,") in ("and", "or") else match.group(), answer)
+    text = re.sub(r"^\s*\\\{(.*)\\\}\s*$", r"\1", text, flags=re.DOTALL)
+    parts, depth, start = [], 0, 0
+    for match in re.finditer(r"\\?[()\[\]{}]|,|\b(?:and|or)\b", text):
+        if match.group()[-1] in "([{":
+            depth += 1
+        elif match.group()[-1] in ")]}":
+            depth -= 1
+        elif depth == 0:
+            parts.append(text[start : match.start()])
+            start = match.end()
+    parts.append(text[start:])
+    return [normalise(part) for part in parts if part.strip(" \\;~")]

@@ -1,0 +1,91 @@
+"""A process that compares by algebra: `python -m srl.reward.worker DEADLINE_S MEMORY_MIB`, JSON lines in and out.
+
+It is made to be killed. It limits its own memory, gives up a comparison at the deadline, which it measures itself, and asks
+the kernel to end it should Python be unable to. Whoever started it kills it soon after the deadline.
+"""
+
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import sys
+import time
+
+# Answer, gold, whether they are equal: every new worker has to get these right before it is given any other.
+GOLDEN = [
+    (r"\frac{2}{4}+x", r"x+\frac{1}{2}", True),
+    (r"2\sqrt{3}", r"\sqrt{12}", True),
+    (r"\frac{1}{3}", "0.5", False),
+    (r"3\sqrt{2}", r"\sqrt{12}", False),
+]
+
+
+class Deadline(BaseException):
+    """Raised by the alarm. No Exception, so that nothing in sympy takes it for one of its own."""
+
+
+def main() -> None:
+    deadline_s, memory_mib = float(sys.argv[1]), int(sys.argv[2])
+    # Libraries print what they like; the replies go where only this file writes.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the pipe
+    signal.signal(signal.SIGALRM, give_up)
+    try:
+        prove()
+    except Exception as error:
+        print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=replies)
+        raise
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20,) * 2)
+    print(json.dumps({"ready": os.getpid()}), file=replies)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line), deadline_s)), file=replies)
+
+
+def give_up(*_: object) -> None:
+    raise Deadline
+
+
+def prove() -> None:
+    """Raises RuntimeError naming the known pair that it gets wrong."""
+    from srl.reward.symbolic import compare
+
+    for found, gold, equal in GOLDEN:
+        outcome = compare(found, gold)
+        if (outcome == "correct") is not equal:
+            raise RuntimeError(f"graded answer {found!r} for gold {gold!r} as {outcome}, expected equal: {equal}")
+
+
+def answer(request: dict, deadline_s: float) -> dict:
+    """{"outcome", "ms"} or {"invalid_gold"}."""
+    from srl.reward.symbolic import InvalidGold, compare, gold_values
+
+    start = time.monotonic()
+    cpu_s = resource.getrusage(resource.RUSAGE_SELF)
+    spent_s = math.ceil(cpu_s.ru_utime + cpu_s.ru_stime + deadline_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent_s + 2, resource.RLIM_INFINITY))
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, deadline_s)
+            if request["answer"] is None:
+                gold_values(request["gold"])
+                outcome = "correct"
+            else:
+                outcome = compare(request["answer"], request["gold"], request["error"])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Deadline:
+        outcome = "timeout"
+    except InvalidGold as error:
+        return {"invalid_gold": str(error)}
+    except Exception:
+        # Whatever sympy raises on text that a model wrote, memory included, says that the answer cannot be read.
+        outcome = "unparsable"
+    return {"outcome": outcome, "ms": 1000 * (time.monotonic() - start)}
+
+
+if __name__ == "__main__":
+    main()
