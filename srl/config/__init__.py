@@ -6,7 +6,7 @@ credit, objective, critic (all three of stage 2), evaluate, run.
 
 from srl.config.evaluate import EvaluateConfig
 from srl.config.learner import LearnerConfig
-from srl.config.load import CONFIGS, Config, load_config, valid_keys
+from srl.config.load import CONFIGS, RECIPES, Config, load_config, valid_keys
 from srl.config.pretrain import PretrainConfig, PretrainStage
 from srl.config.reward import RewardConfig
 from srl.config.rl import CreditConfig, CriticConfig, ObjectiveConfig, RlConfig
@@ -18,6 +18,7 @@ from srl.config.task import ModelConfig, PromptsConfig, TaskConfig
 
 __all__ = [
     "CONFIGS",
+    "RECIPES",
     "Config",
     "ConfigError",
     "CreditConfig",

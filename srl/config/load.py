@@ -19,6 +19,7 @@ from srl.config.stage1 import SftConfig, Stage1Config
 from srl.config.task import ModelConfig, PromptsConfig, TaskConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = CONFIGS / "recipes"
 
 
 class Config(Section):
@@ -53,42 +54,66 @@ class Config(Section):
         return self
 
 
-SHORTHANDS = {"fresh": "run.fresh", "seed": "run.seed", "name": "run.name"}
+SHORTHANDS = {"fresh": "run.fresh", "seed": "run.seed", "name": "run.name", "recipe": "run.recipe"}
 
 
 def load_config(path: str | None, overrides: list[str]) -> Config:
-    """Defaults, then the YAML file, then `section.key=value` overrides.
+    """Defaults, then the YAML file, then the recipe that `run.recipe` names, then `section.key=value` overrides.
 
     Raises ConfigError with the field, the value found and, for an unknown key, the nearest valid one.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        file = Path(path)
-        if not file.is_file() and (CONFIGS / file.name).is_file():
-            file = CONFIGS / file.name
-        if not file.is_file():
-            raise ConfigError(
-                f"--config {path}: no such file; shipped: {', '.join(sorted(p.name for p in CONFIGS.glob('*.yaml')))}"
-            )
-        try:
-            data = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected sections such as `model:`, found {type(data).__name__}")
+    data: dict[str, Any] = read_yaml(path, find(path, CONFIGS, "--config")) if path is not None else {}
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r}: overrides are written section.key=value")
-        try:
-            parsed = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
-        set_path(data, SHORTHANDS.get(key, key).split("."), parsed, override)
+        keys, value = parse_override(override)
+        set_path(data, keys, value, override)
+    if isinstance(run := data.get("run"), dict) and (recipe := run.get("recipe")):
+        merge(data, read_yaml(recipe, find(f"{recipe}", RECIPES, "run.recipe=")))
+        for override in overrides:
+            set_path(data, *parse_override(override), override)
     try:
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("; ".join(explain(item) for item in error.errors())) from None
+
+
+def find(name: str, folder: Path, setting: str) -> Path:
+    """The file of that path, or the shipped one of that name, with or without .yaml."""
+    for file in (Path(name), folder / Path(name).name, folder / f"{Path(name).name}.yaml"):
+        if file.is_file():
+            return file
+    shipped = ", ".join(sorted(file.name for file in folder.glob("*.yaml")))
+    raise ConfigError(f"{setting}{'' if setting.endswith('=') else ' '}{name}: no such file; shipped: {shipped}")
+
+
+def read_yaml(name: str, file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: expected sections such as `model:`, found {type(data).__name__}")
+    return data
+
+
+def merge(data: dict[str, Any], other: dict[str, Any]) -> None:
+    """Settings of `other` replace those of `data`, section by section."""
+    for section, settings in other.items():
+        if isinstance(settings, dict) and isinstance(data.get(section), dict):
+            data[section].update(settings)
+        else:
+            data[section] = settings
+
+
+def parse_override(override: str) -> tuple[list[str], Any]:
+    """`section.key=value` -> (keys, value)."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r}: overrides are written section.key=value")
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+    return SHORTHANDS.get(key, key).split("."), parsed
 
 
 def set_path(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

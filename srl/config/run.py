@@ -7,6 +7,10 @@ from srl.config.section import Section
 
 class RunConfig(Section):
     name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder of this run under `directory`.")
+    recipe: str = Field(
+        "",
+        description="Stage-2 recipe of configs/recipes/, or a YAML file; its settings go over those of --config.",
+    )
     directory: str = Field("runs", description="Where runs are kept.")
     seed: int = Field(0, description="Seed of sampling, shuffling and problem order.")
     fresh: bool = Field(False, description="Delete what an earlier run of this name left. Also spelled `fresh=true`.")

@@ -6,6 +6,7 @@ from types import FrameType
 
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import evaluate
+from srl.driver.policy import recipe_functions
 from srl.driver.rl import train_policy
 from srl.driver.session import Session, check_port, connect, load_task
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations
@@ -36,6 +37,7 @@ COMMANDS = {
 def run_phases(config: Config, command: str) -> None:
     """Run the command's phases that are not done yet; show the table and write the report at the end."""
     check_model(config)
+    recipe_functions(config)
     check_port(config)
     problems = load_task(config)
     run = RunDirectory(config)

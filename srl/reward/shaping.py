@@ -6,6 +6,7 @@ SCoRe stage I    revision_outcome                          SCoRe stage II   turn
 PAG              turn_outcome + improvement + verdict_agreement
 SPOC             turn_outcome + verdict_agreement          S2R, process     signed_process
 RISE, online     graded_boxes                              Satori           final_outcome + 0.5 restart_bonus
+plan 1           final_outcome + 0.5 corrected             plan 2           attempt_outcome, then revision_outcome
 """
 
 import math
@@ -138,6 +139,23 @@ def restart_bonus(trajectory: Trajectory) -> float:
     return float(is_right(trajectory, final)) - float(is_right(trajectory, first))
 
 
+def attempt_outcome(trajectory: Trajectory) -> list[float]:
+    """1 for a right first attempt, nothing for what follows (first phase of the paper's reward plan 2)."""
+    return [float(bool(right) and turn.kind is TurnKind.ATTEMPT) for turn, right, _ in walk(trajectory)]
+
+
+def corrected(trajectory: Trajectory) -> float:
+    """1 for a wrong first attempt and a right final answer. With weight 0.5 beside final_outcome it is the paper's reward plan 1,
+    which taught the model to fail on purpose."""
+    answers = trajectory.answers()
+    return float(bool(answers) and not is_right(trajectory, answers[0]) and final_outcome(trajectory) == 1.0)
+
+
+def signed_outcome(trajectory: Trajectory) -> float:
+    """+1 for a right final answer, else -1 (S2R, outcome level)."""
+    return 2 * final_outcome(trajectory) - 1
+
+
 def self_aligned(with_question: Sequence[float], alone: Sequence[float]) -> float:
     """SAR, in -1..1: (perplexity of the answer alone - perplexity given the question) / perplexity alone.
 
@@ -168,6 +186,9 @@ def self_aligned_rewards(trajectory: Trajectory, alone: Mapping[str, Sequence[fl
     return {index: self_aligned(trajectory.turns[index].logprobs, found) for index, found in scored if found is not None}
 
 
-REWARDS: dict[str, TurnRule] = {
-    rule.__name__: rule for rule in (turn_outcome, revision_outcome, improvement, verdict_agreement, signed_process, graded_boxes)
-} | {rule.__name__: on_last_turn(rule) for rule in (final_outcome, restart_bonus)}
+PER_TURN = (
+    turn_outcome, attempt_outcome, revision_outcome, improvement, verdict_agreement, signed_process, graded_boxes,
+)  # fmt: skip
+PER_TRAJECTORY = (final_outcome, signed_outcome, corrected, restart_bonus)
+REWARDS: dict[str, TurnRule] = {rule.__name__: rule for rule in PER_TURN}
+REWARDS |= {rule.__name__: on_last_turn(rule) for rule in PER_TRAJECTORY}
