@@ -2,7 +2,10 @@
 
 import copy
 import math
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,11 +15,9 @@ from srl.config import RECIPES, Config, ConfigError, load_config
 from srl.driver.policy import PolicyUpdate, recipe_functions
 from srl.driver.sampling import sample_extra, sample_groups
 from srl.driver.session import Session, connect
-from srl.learner.batch import Example
+from srl.learner.batch import policy_example
 from srl.learner.group import LearnerGroup
-from srl.learner.losses import sft_loss
 from srl.observe.run_directory import RunDirectory
-from srl.pipelines.filters import final_right, verdicts_agree
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Trajectory
 
@@ -71,47 +72,38 @@ def test_a_choice_that_does_not_exist_is_refused_with_what_there_is(override, me
 # --- one real step
 
 
-# Typed pairs are rare in groups of a model that is seldom wrong.
-LARGER = {"dpo-typed": ["rl.prompts=24", "rl.group=8"]}
+# The base model judges and corrects itself when it is asked to, so recipes for a stage-1 model take their step in that form.
+ASKED = "protocol.name=prompted"
 SMALL = [
     "rollout.threads=1", "learner.threads=1", "rl.prompts=8", "rl.group=5",
     "rl.mini_batches=1", "rl.learning_rate=1e-5", "rl.extra_share=0.3", "run.local_cpus=12",
 ]  # fmt: skip
 
 
-class Stage:
-    """Engine, grader and learners, started once; the learners hold a model that writes long chains."""
+def write_page_files(directory: Path) -> list[Path]:
+    """The files of docs/new-algorithm.md, as they stand there."""
+    page = (Path(__file__).parents[1] / "docs" / "new-algorithm.md").read_text()
+    files = re.findall(r"^`(\S+)`.*?:\n\n```\w+\n(.*?)```$", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["careful.py", "careful.yaml"]
+    assert sum(len(content.splitlines()) for _, content in files) <= 60
+    for name, content in files:
+        (directory / name).write_text(content)
+    return [directory / name for name, _ in files]
 
-    def __init__(self, directory: str):
+
+class Stage:
+    """Engine, grader and learners, started once, with the embedded base model."""
+
+    def __init__(self, directory: Path):
         self.overrides = [f"run.directory={directory}", *SMALL]
+        self.page_files = write_page_files(directory)
+        sys.path.insert(0, str(directory))  # before Ray starts: its workers look where this process looks
         config = load_config(None, self.overrides)
         connect(config)
         self.session = Session(config, RunDirectory(config))
+        self.session.pool(), self.session.rewards()
         self.learners = LearnerGroup(config, self.session.base, self.session.base, 1e-3, 0.0, 1.0)
         self.critic = LearnerGroup(config, self.session.base, None, 1e-3, 0.0, 1.0, critic=True)
-        self.teach_chains()
-        self.learners.freeze("reference")
-
-    def teach_chains(self) -> None:
-        """Stage 1 in small: the base model's own prompted trajectories as one message each."""
-        problems = chain_problems("train", 200, 1, 3, 4)
-        asked = [self.session.new_trajectory(f"t/{problem.prompt_id}", problem) for problem in problems]
-        done = self.session.pool().generate("prompted", asked, 1.0)
-        self.session.grade(done)
-        demonstrations = [self.joined(trajectory) for trajectory in verdicts_agree(final_right(done))]
-        assert len(demonstrations) > 60
-        for _ in range(3):
-            for start in range(0, len(demonstrations), 32):
-                self.learners.train(demonstrations[start : start + 32], sft_loss, 1e-3)
-
-    def joined(self, trajectory: Trajectory) -> Example:
-        chat, pieces = self.session.chat, []
-        for turn in trajectory.turns:
-            if turn.sampled:
-                pieces += chat.joiner() if pieces else []
-                pieces += [token for token in turn.token_ids if token not in chat.stop_ids]
-        prompt = trajectory.prompt_token_ids
-        return Example(trajectory.id, prompt + pieces + [chat.end_id], [0.0] * len(prompt) + [1.0] * (len(pieces) + 1))
 
     def group(self, *_, critic: bool = False) -> LearnerGroup:
         return self.critic if critic else self.learners
@@ -127,16 +119,17 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    stage = Stage(str(tmp_path_factory.mktemp("runs")))
+    stage = Stage(tmp_path_factory.mktemp("runs"))
     yield stage
     stage.session.close()
+    sys.path.remove(str(stage.page_files[0].parent))
 
 
 def one_step(stage: Stage, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[Config, dict[str, float], list[Trajectory]]:
     monkeypatch.setattr(srl.driver.policy, "LearnerGroup", stage.group)
     session = stage.with_recipe(*overrides)
     update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
-    trajectories = sample_groups(session, problems(session.config), session.pool().version, None)
+    trajectories = sample_groups(session, problems(session.config), session.pool().version)
     session.grade(trajectories)
     trajectories += sample_extra(session, trajectories)
     return session.config, update.step(trajectories, 0, 1e-5), trajectories
@@ -148,7 +141,8 @@ def problems(config: Config) -> list[Problem]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_step_of_the_recipe(name, stage, monkeypatch):
-    config, metrics, trajectories = one_step(stage, monkeypatch, f"recipe={name}", *LARGER.get(name, []))
+    chained = load_config(None, [f"recipe={name}"]).protocol.name in ("long_chain", "two_turn")
+    config, metrics, trajectories = one_step(stage, monkeypatch, f"recipe={name}", *([ASKED] if chained else []))
     assert metrics["optimizer_steps"] >= 1 and all(math.isfinite(value) for value in metrics.values())
     assert all(trajectory.reward is not None for trajectory in trajectories)
     assert metrics["gradient_norm"] > 0 and metrics["trained_tokens"] > 0
@@ -164,3 +158,61 @@ def test_one_step_of_the_recipe(name, stage, monkeypatch):
     assert kinds == expected.get(config.protocol.name, {"attempt", "verdict", "revision"}) | (
         {"verdict"} if config.rl.extra == "verification" else set()
     )
+
+
+def test_the_algorithm_of_the_documentation_runs_as_written(stage, monkeypatch):
+    config, metrics, trajectories = one_step(stage, monkeypatch, f"recipe={stage.page_files[1]}", ASKED)
+    assert config.objective.loss == "careful:cispo" and metrics["optimizer_steps"] == 1
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-3) and metrics["capped"] == 0
+    from careful import verdict_price
+
+    assert any(price < 0 for trajectory in trajectories for price in verdict_price(trajectory))
+
+
+def scores(stage: Stage, trajectories: list[Trajectory], model: str = "") -> list[float]:
+    """Every log-probability that the learners (or a frozen model of theirs) give to the sampled tokens."""
+    found = stage.learners.logprobs([policy_example(trajectory, 0.0) for trajectory in trajectories], model)
+    return [value for trajectory in trajectories for value in found[trajectory.id]]
+
+
+def test_the_reference_moves_only_when_the_recipe_says_so(stage, monkeypatch):
+    _, _, trajectories = one_step(stage, monkeypatch, "recipe=kto", ASKED, "rl.reference_every=0", "rl.learning_rate=1e-4")
+    before = scores(stage, trajectories, "reference")
+    assert scores(stage, trajectories) != pytest.approx(before, abs=1e-4)
+    one_step(stage, monkeypatch, "recipe=kto", ASKED, "rl.reference_every=1")
+    assert scores(stage, trajectories, "reference") == pytest.approx(scores(stage, trajectories), abs=1e-6)
+
+
+def test_cream_compares_the_policy_with_that_of_the_step_before(stage, monkeypatch):
+    monkeypatch.setattr(srl.driver.policy, "LearnerGroup", stage.group)
+    session = stage.with_recipe("recipe=cream", ASKED)
+    update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
+    found = []
+    for step in range(2):
+        trajectories = sample_groups(session, problems(session.config), 900 + step)
+        session.grade(trajectories)
+        found.append(update.step(trajectories, step, 1e-4))
+        bundle, _ = update.learners.publish(session.pool().version + 1)
+        session.pool().load_weights(bundle)
+    assert "consistency" not in found[0] and 0.5 < found[1]["consistency"] <= 1
+
+
+def test_a_share_of_each_group_comes_from_the_policy_of_the_step_before(stage):
+    session = stage.with_recipe("recipe=mdpo-mixture", ASKED)
+    version = session.pool().version
+    bundles = [stage.learners.publish(version + ahead)[0] for ahead in (1, 2)]
+    trajectories = sample_groups(session, problems(session.config)[:2], 950, bundles)
+    versions = [[t.turns[0].weight_version - version for t in trajectories[start : start + 9]] for start in (0, 9)]
+    assert versions == [[1] * 3 + [2] * 6] * 2 and session.pool().version == version + 2
+
+
+def test_a_kl_above_its_target_raises_its_weight(stage, monkeypatch):
+    _, metrics, _ = one_step(stage, monkeypatch, "recipe=grpo", ASKED, "objective.kl_target=1e-9")
+    assert metrics["kl_factor"] == pytest.approx(1.1) or metrics["kl"] == 0
+
+
+def test_while_the_critic_warms_up_the_policy_stays(stage, monkeypatch):
+    _, metrics, trajectories = one_step(stage, monkeypatch, "recipe=ppo", ASKED, "critic.warmup_steps=1")
+    assert metrics["critic_loss"] > 0 and "loss" not in metrics
+    sampled = [value for trajectory in trajectories for turn in trajectory.turns for value in turn.logprobs]
+    assert scores(stage, trajectories) == pytest.approx(sampled, abs=1e-3)

@@ -49,7 +49,7 @@ class PolicyUpdate:
     def step(self, trajectories: list[Trajectory], step: int, learning_rate: float) -> Metrics:
         """Set every trajectory's reward and train on them; metrics are means over the optimizer steps."""
         rewards = self.reward(trajectories)
-        kept, metrics = apply_filters(trajectories, self.filters)
+        kept, metrics = apply_filters(trajectories, {"empty": with_tokens, **self.filters})
         kept_ids = {trajectory.id for trajectory in kept}
         rewards = [own for trajectory, own in zip(trajectories, rewards, strict=True) if trajectory.id in kept_ids]
         make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
@@ -117,8 +117,6 @@ class PolicyUpdate:
         by_group: dict[str, list[Example]] = {}
         speaking = set()
         for index, trajectory in enumerate(trajectories):
-            if not trajectory.sampled_tokens():
-                continue
             columns = {"kl": weights[index]}
             if values:
                 columns |= {"values": values[index], "returns": returns[index]}
@@ -132,11 +130,7 @@ class PolicyUpdate:
     def demonstrations(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
         """RAFT: what passed the filters is imitated, every sampled token of it."""
         examples = [
-            [
-                policy_example(trajectory, 0.0, weight=self.weight(trajectory))
-                for trajectory in members
-                if trajectory.sampled_tokens()
-            ]
+            [policy_example(trajectory, 0.0, weight=self.weight(trajectory)) for trajectory in members]
             for members in groups(trajectories).values()
         ]
         return examples, sft_loss, {"demonstrations": sum(map(len, examples))}
@@ -164,7 +158,6 @@ class PolicyUpdate:
 
     def judgements(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
         """Multi-turn KTO: right and wrong trajectories one by one."""
-        trajectories = [trajectory for trajectory in trajectories if trajectory.sampled_tokens()]
         beta = self.config.objective.beta
         z0 = max(0.0, beta * float(np.mean([kl_t.sum() for kl_t in self.divergences(trajectories, "k1")] or [0.0])))
         examples = [
@@ -213,6 +206,11 @@ class PolicyUpdate:
         now, before = ({name: score - reference[name] for name, score in side.items()} for side in scores)
         ids = [[trajectory.id for trajectory in members] for members in groups(trajectories).values()]
         return rank_consistency([([now[i] for i in group], [before[i] for i in group]) for group in ids])
+
+
+def with_tokens(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Those in which anything was sampled: a prompt that was too long, or whose rollout failed, teaches nothing."""
+    return [trajectory for trajectory in trajectories if trajectory.sampled_tokens()]
 
 
 def logprobs(trajectory: Trajectory) -> list[float]:

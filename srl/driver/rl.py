@@ -29,11 +29,11 @@ def train_policy(session: Session, problems: list[Problem], validation: list[Pro
     session.policy_moves()
     update = PolicyUpdate(config, start, session.chat.opening(""))
     batches = problem_batches(problems, settings.prompts, config.run.seed)
-    selection, history, previous = Selection(settings.patience), [], None
+    selection, history, weights = Selection(settings.patience), [], []
     validate(session, validation, 0, say)
     for step in range(settings.steps):
         clock = Clock()
-        trajectories = sample_groups(session, next(batches), step, previous)
+        trajectories = sample_groups(session, next(batches), step, weights)
         clock.lap("rollout_s")
         session.grade(trajectories)
         extra = sample_extra(session, trajectories)
@@ -42,9 +42,9 @@ def train_policy(session: Session, problems: list[Problem], validation: list[Pro
         updated = update.step(trajectories + extra, step, learning_rate)
         clock.lap("learner_s")
         if updated["optimizer_steps"]:
-            previous = session.pool().bundle if settings.previous_share else None
             bundle, _ = update.learners.publish(session.pool().version + 1)
             session.pool().load_weights(bundle)
+            weights = [*weights, bundle][-2:] if settings.previous_share else []
         clock.lap("weights_s")
         metrics = step_metrics(trajectories, updated, clock, learning_rate, session.pool().version)
         run.record("rl", step, **metrics)

@@ -1,5 +1,7 @@
 """What one step of stage 2 samples: groups of trajectories, some by the previous policy, some from given attempts."""
 
+from collections.abc import Sequence
+
 from srl.driver.session import Session
 from srl.pipelines.restarts import restart_groups, verification_groups
 from srl.tasks.problems import Problem
@@ -7,24 +9,26 @@ from srl.trajectory import Trajectory
 from srl.weights.bundle import Bundle
 
 
-def sample_groups(session: Session, problems: list[Problem], step: int, previous: Bundle | None) -> list[Trajectory]:
-    """`rl.group` trajectories of each problem, not graded; `rl.previous_share` of them by the weights of `previous`."""
+def sample_groups(session: Session, problems: list[Problem], step: int, weights: Sequence[Bundle] = ()) -> list[Trajectory]:
+    """`rl.group` trajectories of each problem, not graded.
+
+    When `weights` are (previous, current), the first `rl.previous_share` of each group come from the previous ones.
+    """
     settings, protocol, pool = session.config.rl, session.config.protocol.name, session.pool()
     asked = [
         session.new_trajectory(f"rl/{step}/{problem.prompt_id}/{member}", problem)
         for problem in problems
         for member in range(settings.group)
     ]
-    old = round(settings.previous_share * settings.group) if previous else 0
+    old = round(settings.previous_share * settings.group) if len(weights) == 2 else 0
     if not old:
         return pool.generate(protocol, asked, 1.0)
-    current, by_old = pool.bundle, {trajectory.id for index, trajectory in enumerate(asked) if index % settings.group < old}
-    pool.load_weights(previous)
-    done = pool.generate(protocol, [trajectory for trajectory in asked if trajectory.id in by_old], 1.0)
-    pool.load_weights(current)
-    done += pool.generate(protocol, [trajectory for trajectory in asked if trajectory.id not in by_old], 1.0)
-    by_id = {trajectory.id: trajectory for trajectory in done}
-    return [by_id[trajectory.id] for trajectory in asked]
+    done = {}
+    for bundle, is_old in zip(weights, (True, False), strict=True):
+        pool.load_weights(bundle)
+        part = [trajectory for index, trajectory in enumerate(asked) if (index % settings.group < old) is is_old]
+        done |= {trajectory.id: trajectory for trajectory in pool.generate(protocol, part, 1.0)}
+    return [done[trajectory.id] for trajectory in asked]
 
 
 def sample_extra(session: Session, trajectories: list[Trajectory]) -> list[Trajectory]:
