@@ -185,20 +185,22 @@ def test_the_reference_moves_only_when_the_recipe_says_so(stage, monkeypatch):
 
 def test_cream_compares_the_policy_with_that_of_the_step_before(stage, monkeypatch):
     monkeypatch.setattr(srl.driver.policy, "LearnerGroup", stage.group)
+    stage.learners.freeze("reference")
     session = stage.with_recipe("recipe=cream", ASKED)
     update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
     found = []
-    for step in range(2):
+    for step in range(3):
         trajectories = sample_groups(session, problems(session.config), 900 + step)
         session.grade(trajectories)
         found.append(update.step(trajectories, step, 1e-4))
         bundle, _ = update.learners.publish(session.pool().version + 1)
         session.pool().load_weights(bundle)
-    assert "consistency" not in found[0] and 0.5 < found[1]["consistency"] <= 1
+    assert "consistency" not in found[0] and 0 < found[1]["consistency"] < 1
+    assert found[2]["consistency"] > 0.5  # two policies one small step apart rank alike
 
 
 def test_a_share_of_each_group_comes_from_the_policy_of_the_step_before(stage):
-    session = stage.with_recipe("recipe=mdpo-mixture", ASKED)
+    session = stage.with_recipe("recipe=mdpo-mixture", ASKED, "rl.group=9")
     version = session.pool().version
     bundles = [stage.learners.publish(version + ahead)[0] for ahead in (1, 2)]
     trajectories = sample_groups(session, problems(session.config)[:2], 950, bundles)

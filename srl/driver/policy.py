@@ -44,7 +44,7 @@ class PolicyUpdate:
             rate = config.critic.learning_rate
             self.critic = LearnerGroup(config, start, None, rate, rl.weight_decay, rl.gradient_clip, critic=True)
         self.kl_factor = 1.0
-        self.has_previous = False
+        self.previous: int | None = None  # the step whose policy, before its update, is kept for CREAM
 
     def step(self, trajectories: list[Trajectory], step: int, learning_rate: float) -> Metrics:
         """Set every trajectory's reward and train on them; metrics are means over the optimizer steps."""
@@ -58,7 +58,7 @@ class PolicyUpdate:
         examples, loss, found = make(kept, rewards)
         if self.config.objective.consistency:
             self.learners.freeze("previous")
-            self.has_previous = True
+            self.previous = step
         updates = self.train(examples, loss, step, learning_rate)
         every = self.config.rl.reference_every
         if every and (step + 1) % every == 0:
@@ -143,7 +143,7 @@ class PolicyUpdate:
         found: Metrics = {"pairs": len(pairs)}
         for name in self.pair_rules:
             found[f"pairs_{name}"] = sum(pair.rule == name for pair in pairs)
-        if objective.consistency and self.has_previous:
+        if objective.consistency and self.previous is not None:
             found["consistency"] = consistency = self.consistency(trajectories)
             smoothing = 1 - consistency
         examples = []
@@ -198,12 +198,16 @@ class PolicyUpdate:
         ]
 
     def consistency(self, trajectories: Sequence[Trajectory]) -> float:
-        """CREAM's C: how alike this policy and that of the step before rank each group by log-ratio to the reference."""
+        """CREAM's C: how alike this policy and that of the step before rank each group by log-ratio to the reference.
+
+        The policy of the first step is the reference: it ranks by log-probability per token, as in CREAM's first iteration.
+        """
         examples = [policy_example(trajectory, 0.0) for trajectory in trajectories]
-        scores = [{t.id: sum(logprobs(t)) for t in trajectories}]
-        scores.append({name: sum(values) for name, values in self.learners.logprobs(examples, "previous").items()})
-        reference = {name: sum(values) for name, values in self.learners.logprobs(examples, "reference").items()}
-        now, before = ({name: score - reference[name] for name, score in side.items()} for side in scores)
+        reference, previous = (self.learners.logprobs(examples, name) for name in ("reference", "previous"))
+        now = {t.id: sum(logprobs(t)) - sum(reference[t.id]) for t in trajectories}
+        before = {t.id: sum(previous[t.id]) - sum(reference[t.id]) for t in trajectories}
+        if self.previous == 0:
+            before = {name: sum(values) / len(values) for name, values in previous.items()}
         ids = [[trajectory.id for trajectory in members] for members in groups(trajectories).values()]
         return rank_consistency([([now[i] for i in group], [before[i] for i in group]) for group in ids])
 
