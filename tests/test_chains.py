@@ -5,11 +5,12 @@ import re
 from itertools import islice, pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srl.config import PromptsConfig
-from srl.driver.pretrain import encode
+from srl.config import PretrainConfig, PromptsConfig
+from srl.driver.pretrain import encode, new_model
 from srl.tasks import chains as task
 from srl.tasks.chains import Chain
 from srl.tasks.tokenizer import PIECES, build_tokenizer
@@ -17,7 +18,7 @@ from srl.tasks.tokenizer import PIECES, build_tokenizer
 TOKENIZER = build_tokenizer()
 KINDS = ["solve", "check", "revise", "reask"]
 EXAMPLE = Chain(47, (38, -19))  # 47, 85, 66
-WORK = "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66"
+WORK = "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, a is 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, b is 66"
 RANDOMS = st.integers(0, 2**32).map(random.Random)
 CHAINS = st.builds(task.sample_chain, RANDOMS, st.integers(1, 8))
 
@@ -64,11 +65,11 @@ def test_one_value_per_operation_or_an_error(values: list[int]) -> None:
 
 
 def test_a_check_works_everything_out_and_then_compares_the_answers() -> None:
-    assert task.check(EXAMPLE, [85, 66]) == (f"{WORK} = 66: 6 - 6 = 0, 6 - 6 = 0 yes", True)
-    assert task.check(EXAMPLE, [75, 56]) == (f"{WORK} = 56: 6 - 6 = 0, 6 - 5 = 1 no", False)
-    assert task.check(EXAMPLE, [85, 67]) == (f"{WORK} = 67: 16 - 7 = 9 no", False)  # the tens are not looked at
-    assert task.check(EXAMPLE, [75, 66]) == (f"{WORK} = 66: 6 - 6 = 0, 6 - 6 = 0 yes", True)  # only the answer counts
-    assert f"{WORK} = 56: 6 - 6 = 0, 6 - 5 = 1 no" in " ".join(task.check.__doc__.split())
+    assert task.check(EXAMPLE, [85, 66]) == (f"{WORK} against 66: 6 - 6 = 0, 6 - 6 = 0 yes", True)
+    assert task.check(EXAMPLE, [75, 56]) == (f"{WORK} against 56: 6 - 6 = 0, 6 - 5 = 1 no", False)
+    assert task.check(EXAMPLE, [85, 67]) == (f"{WORK} against 67: 16 - 7 = 9 no", False)  # the tens are not looked at
+    assert task.check(EXAMPLE, [75, 66]) == (f"{WORK} against 66: 6 - 6 = 0, 6 - 6 = 0 yes", True)  # only the answer counts
+    assert f"{WORK} against 56: 6 - 6 = 0, 6 - 5 = 1 no" in " ".join(task.check.__doc__.split())
 
 
 @given(CHAINS)
@@ -83,7 +84,7 @@ def test_corrupt_stays_within_two_digits_and_has_a_wrong_answer_that_the_check_f
     assert all(10 <= value <= 99 for value in claimed) and len(claimed) == len(chain.operands)
     assert claimed[-1] != values[-1]
     work, right = task.check(chain, claimed)
-    assert right is False and f", {values[-1]} = {claimed[-1]}: " in work and work.endswith(" no")
+    assert right is False and f" is {values[-1]} against {claimed[-1]}: " in work and work.endswith(" no")
 
 
 def test_slips_are_sometimes_two_and_never_cancel() -> None:
@@ -147,10 +148,10 @@ def test_the_same_seed_gives_the_same_stream_and_another_seed_another() -> None:
 def test_documents_of_every_kind_survive_the_tokenizer(kind: str) -> None:
     rng = random.Random(kind)
     for chain in islice(task.chains("train", 1, 1, 8), 100):
-        for _, text in task.document(rng, chain, kind):
-            ids = ids_of(text)
+        for part in task.document(rng, chain, kind, own_line=False):
+            ids = ids_of(part.text)
             assert TOKENIZER.unk_token_id not in ids
-            assert TOKENIZER.decode(ids) == text
+            assert TOKENIZER.decode(ids) == part.text
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=30))
@@ -178,31 +179,55 @@ def test_the_chat_template_is_concatenation() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_message_and_its_end_token_are_what_is_trained(kind: str) -> None:
-    ids, trained = encode(TOKENIZER, random.Random(3), EXAMPLE, kind)
-    messages = task.document(random.Random(3), EXAMPLE, kind)
-    assert TOKENIZER.decode(ids[-trained:]) == messages[-1][1] + "<|end|>"
-    assert TOKENIZER.decode(ids[:-trained]).endswith("<|end|><|assistant|>")
-    assert TOKENIZER.decode(ids).count("<|end|>") == len(messages)
+def test_a_document_of_messages_is_what_the_chat_template_makes_of_them(kind: str) -> None:
+    parts = task.document(random.Random(3), EXAMPLE, kind, own_line=False)
+    ids, _ = encode(TOKENIZER, parts)
+    messages = [{"role": part.role, "content": part.text} for part in parts]
+    assert TOKENIZER.decode(ids) == TOKENIZER.apply_chat_template(messages, tokenize=False)
+
+
+@pytest.mark.parametrize("own_line", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trained_are_the_trained_parts_and_the_end_token_behind_them_but_never_a_line_break(kind: str, own_line: bool) -> None:
+    parts = task.document(random.Random(3), EXAMPLE, kind, own_line)
+    ids, trained = encode(TOKENIZER, parts)
+    expected = ""
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        ends = following is None or following.role != part.role
+        expected += part.text * part.trained + "<|end|>" * (part.trained and ends)
+    assert TOKENIZER.decode([token for token, used in zip(ids, trained, strict=True) if used]) == expected
+    assert "\n" not in expected and expected.endswith("<|end|>")
+
+
+def test_checks_and_revisions_stand_behind_a_request_or_on_the_next_line() -> None:
+    roles = {
+        own_line: [part.role[0] for part in task.document(random.Random(3), EXAMPLE, "revise", own_line)]
+        for own_line in (False, True)
+    }
+    assert roles == {False: list("uauaua"), True: list("uaaa")}
+    text = TOKENIZER.decode(encode(TOKENIZER, task.document(random.Random(3), EXAMPLE, "revise", own_line=True))[0])
+    attempt, check, revision = text.removesuffix("<|end|>").split("<|assistant|>")[1].split("\n")
+    assert attempt.endswith("}") and check.endswith("[VERIFY] wrong") and revision.endswith("\\boxed{66}")
 
 
 @settings(max_examples=50)
-@given(CHAINS, RANDOMS)
-def test_what_is_trained_is_right_whatever_stands_before_it(chain: Chain, rng: random.Random) -> None:
+@given(CHAINS, RANDOMS, st.booleans())
+def test_what_is_trained_is_right_whatever_stands_before_it(chain: Chain, rng: random.Random, own_line: bool) -> None:
     right = task.solution(chain, chain.values())
     for kind in ("solve", "revise"):
-        messages = task.document(rng, chain, kind)
-        assert messages[-1] == ("assistant", right)
-    (_, attempt), (_, verdict) = task.document(rng, chain, "check")[1::2]
-    claimed = [int(value) for value in re.findall(r"= (\d+)", attempt)]
-    assert attempt == task.solution(chain, claimed)
+        last = task.document(rng, chain, kind, own_line)[-1]
+        assert last == task.Part("assistant", right, trained=True)
+    parts = task.document(rng, chain, "check", own_line)
+    attempt, verdict = parts[1], parts[-1]
+    claimed = [int(value) for value in re.findall(r" [a-h] = (\d+)", attempt.text)]
+    assert attempt == task.Part("assistant", task.solution(chain, claimed), trained=False)
     work, is_right = task.check(chain, claimed)
-    assert verdict == f"{work}. [VERIFY] {'correct' if is_right else 'wrong'}"
+    assert verdict == task.Part("assistant", f"{work}. [VERIFY] {'correct' if is_right else 'wrong'}", trained=True)
 
 
 def test_revise_always_and_the_others_in_half_of_the_documents_start_from_a_wrong_attempt() -> None:
     rng, right = random.Random(0), task.solution(EXAMPLE, EXAMPLE.values())
-    wrong = {kind: sum(task.document(rng, EXAMPLE, kind)[1][1] != right for _ in range(400)) for kind in KINDS[1:]}
+    wrong = {kind: sum(task.document(rng, EXAMPLE, kind, False)[1].text != right for _ in range(400)) for kind in KINDS[1:]}
     assert wrong["revise"] == 400
     # Standard deviation: sqrt(400 * 0.5 * 0.5) = 10.
     assert 160 <= wrong["check"] <= 240 and 160 <= wrong["reask"] <= 240
@@ -221,8 +246,18 @@ def test_who_is_asked_again_without_a_verdict_repeats_corrects_or_spoils() -> No
 @settings(max_examples=50)
 @given(CHAINS, RANDOMS)
 def test_a_second_answer_has_the_form_of_a_solution_to_the_same_question(chain: Chain, rng: random.Random) -> None:
-    ask, attempt, again, second = task.document(rng, chain, "reask")
-    assert (ask, again) == (("user", task.question(chain)), ("user", task.REASK_PROMPT))
-    for role, text in (attempt, second):
-        values = [int(value) for value in re.findall(r" [a-h] = (\d+)", text)]
-        assert role == "assistant" and text == task.solution(chain, values)
+    ask, attempt, again, second = task.document(rng, chain, "reask", own_line=False)
+    assert (ask, again) == (task.Part("user", task.question(chain)), task.Part("user", task.REASK_PROMPT))
+    for part in (attempt, second):
+        values = [int(value) for value in re.findall(r" [a-h] = (\d+)", part.text)]
+        assert part.role == "assistant" and part.text == task.solution(chain, values)
+
+
+def test_heads_of_a_new_model_look_back_one_two_and_three_tokens() -> None:
+    model = new_model(PretrainConfig(), TOKENIZER)
+    model.set_attn_implementation("eager")
+    weights = model(torch.randint(5, 200, (1, 40)), output_attentions=True).attentions[0][0]
+    for head in (1, 2, 3):
+        shares = weights[head, 30]
+        assert shares.argmax() == 30 - head and shares[30 - head] > 0.8
+    assert weights[0, 30].max() < 0.1

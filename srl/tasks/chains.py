@@ -4,7 +4,8 @@
 
 An *attempt* writes each value at once: (1) +38 a = 85 (2) -19 b = 66. A number is one token, so that is a table of thousands
 of sums, which the base model knows only in part. A *check* works it out again in columns, which
-takes only the tables a child learns, and compares the answers. A *revision* can read the values off the check.
+takes only the tables a child learns, and compares the answers. A *revision* reads the values off the check, which calls them
+by the same names.
 All values stay within 10..99, so every number has two digits.
 
 Problems belong to a split by the hash of their question: no seed can make train, validation and test overlap.
@@ -94,17 +95,18 @@ def check(chain: Chain, claimed: Sequence[int]) -> tuple[str, bool]:
     """The check of an attempt, without its verdict, and whether the attempt's answer is right.
 
     It works everything out again and then takes the answer away, digit by digit, ones first, until something is left:
-    "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, 66 = 56: 6 - 6 = 0, 6 - 5 = 1 no".
+    "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, a is 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, b is 66 against 56:
+    6 - 6 = 0, 6 - 5 = 1 no". The names lead a revision to the values.
     """
     value, text = chain.start, f"Start at {chain.start}"
-    for operand, step in zip(chain.operands, operations(chain), strict=True):
+    for operand, step, name in zip(chain.operands, operations(chain), NAMES, strict=False):
         work, value = columns(value, operand)
-        text += f" {step}: {work}, {value}"
+        text += f" {step}: {work}, {name} is {value}"
     comparison = digit_difference(value % 10, claimed[-1] % 10)
     if value % 10 == claimed[-1] % 10:
         comparison += f", {digit_difference(value // 10, claimed[-1] // 10)}"
     right = value == claimed[-1]
-    return f"{text} = {claimed[-1]}: {comparison} {'yes' if right else 'no'}", right
+    return f"{text} against {claimed[-1]}: {comparison} {'yes' if right else 'no'}", right
 
 
 def digit_difference(top: int, bottom: int) -> str:
@@ -159,27 +161,38 @@ def chains(split: str, seed: int, min_operations: int, max_operations: int) -> I
             yield chain
 
 
-Message = tuple[str, str]
+@dataclass(frozen=True)
+class Part:
+    """A piece of a pretraining document: a user's message, or an assistant's text, which may go on on the next line."""
+
+    role: str
+    text: str
+    trained: bool = False
 
 
-def document(rng: random.Random, chain: Chain, kind: str) -> list[Message]:
-    """One pretraining conversation; only its last message is trained.
+def document(rng: random.Random, chain: Chain, kind: str, own_line: bool) -> list[Part]:
+    """One pretraining document. Trained are solutions, checks and revisions, not the attempts that they start from.
 
-    Kinds: "solve" (question, solution), "check" (a right or wrong attempt, its check), "revise" (a checked wrong attempt, the
-    right solution), "reask" (an attempt, and what people write who are told that there may be an error but not where).
+    Kinds: "check" (a right or wrong attempt, its check), "revise" (a checked wrong attempt, the right solution), "solve" (no more
+    than a solution), "reask" (an attempt, and what people write who are told that there may be an error but not where).
+    With `own_line` checks and revisions stand on the next line of the same message instead of behind a request, as people
+    write too. That an answer *goes on* after its box is never trained: fine-tuning has to teach it.
     """
-    ask = ("user", question(chain))
+    ask = Part("user", question(chain))
     right = solution(chain, chain.values())
     if kind == "solve":
-        return [ask, ("assistant", right)]
+        return [ask, Part("assistant", right, trained=True)]
     claimed = corrupt(rng, chain) if kind == "revise" or rng.random() < 0.5 else chain.values()
+    attempt = Part("assistant", solution(chain, claimed))
+    if kind == "reask":
+        again = solution(chain, guess_again(rng, chain, claimed))
+        return [ask, attempt, Part("user", REASK_PROMPT), Part("assistant", again, trained=True)]
     work, is_right = check(chain, claimed)
-    attempt, verdict = ("assistant", solution(chain, claimed)), ("assistant", work + verdict_line(is_right))
+    verdict = Part("assistant", work + verdict_line(is_right), trained=True)
+    parts = [ask, attempt, verdict] if own_line else [ask, attempt, Part("user", CHECK_PROMPT), verdict]
     if kind == "check":
-        return [ask, attempt, ("user", CHECK_PROMPT), verdict]
-    if kind == "revise":
-        return [ask, attempt, ("user", CHECK_PROMPT), verdict, ("user", REVISE_PROMPT), ("assistant", right)]
-    return [ask, attempt, ("user", REASK_PROMPT), ("assistant", solution(chain, guess_again(rng, chain, claimed)))]
+        return parts
+    return [*parts, *([] if own_line else [Part("user", REVISE_PROMPT)]), Part("assistant", right, trained=True)]
 
 
 def guess_again(rng: random.Random, chain: Chain, claimed: list[int]) -> list[int]:
