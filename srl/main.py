@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("report", "show the table and write report.html again"),
     "export": ("export", "write the demonstrations as conversations: JSON lines and a datasets folder"),
     "import": ("import_set", "take conversations from elsewhere as demonstrations, for sft"),
+    "grade": ("grade", "grade the answers in a file"),
     "pretrain": ("pretrain", "train the embedded base model from nothing (it is shipped, so nobody needs to)"),
 }
 

@@ -8,8 +8,9 @@ import pytest
 import ray
 
 from srl.config import RewardConfig
-from srl.reward.actor import create_reward_actors, grade_all, share_alarm
+from srl.reward.actor import create_reward_actors, grade_all
 from srl.reward.grader import Grader
+from srl.reward.rules import share_alarm
 from srl.trajectory import Outcome
 
 REQUESTS = [

@@ -1,5 +1,7 @@
 """Grading."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from srl.config.section import Section
@@ -9,6 +11,9 @@ class RewardConfig(Section):
     workers: int = Field(1, ge=1, description="Grading actors.")
     cpus: float = Field(0.25, ge=0, description="CPUs that Ray reserves per grading actor.")
     nodes: dict[str, str] = Field({}, description="Ray node labels that the node of every grading actor must have.")
+    answers: Literal["boxed", "stated"] = Field(
+        "boxed", description="What an answer is: only what is boxed, or without a box what a turn says its answer is."
+    )
     processes: int = Field(2, ge=1, description="Processes per actor that compare by algebra; plain numbers need none.")
     deadline_s: float = Field(
         5.0, gt=0, description="Longest comparison, seconds, measured where it runs; then the process is stopped, and killed."

@@ -11,8 +11,8 @@ import ray.data
 from srl.config import Config, ConfigError
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import Chat, model_folder
-from srl.reward.actor import create_reward_actors, grade_all, share_alarm
-from srl.reward.rules import apply_grades, grade_request
+from srl.reward.actor import create_reward_actors, grade_all
+from srl.reward.rules import apply_grades, grade_request, share_alarm, state_answers
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import Problem, chain_problems, check_golds, load_problems
 from srl.trajectory import Trajectory
@@ -68,6 +68,8 @@ class Session:
 
     def grade(self, trajectories: list[Trajectory]) -> None:
         """Set the outcome of every answer; says so loudly when the grader could not judge many of them."""
+        if self.config.reward.answers == "stated":
+            state_answers(trajectories)
         requests = [request for trajectory in trajectories for request in grade_request(trajectory)]
         grades = grade_all(self.rewards(), requests, self.config.reward.timeout_s) if requests else {}
         if (alarm := share_alarm(grades, self.config.reward.alarm_share)) is not None:

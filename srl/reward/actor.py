@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import ray
 from ray.actor import ActorHandle
@@ -78,15 +78,3 @@ def grade_all(actors: Sequence[ActorHandle], requests: Sequence[GradeRequest], t
     if missing:
         raise RuntimeError(f"{len(missing)} of {len(requests)} grades did not come back, first {missing[0]!r}")
     return grades
-
-
-def share_alarm(grades: Mapping[str, Outcome], alarm_share: float) -> str | None:
-    """One line if timeouts and unparsable answers together exceed this share of the grades, else None."""
-    counts = Counter(grades.values())
-    timeouts, unparsable = counts[Outcome.TIMEOUT], counts[Outcome.UNPARSABLE]
-    if not grades or (timeouts + unparsable) / len(grades) <= alarm_share:
-        return None
-    return (
-        f"ALARM: the grader could not judge {timeouts + unparsable} of {len(grades)} answers "
-        f"({timeouts} timeouts, {unparsable} unparsable), more than reward.alarm_share={alarm_share:g}; each counts as wrong"
-    )

@@ -1,7 +1,9 @@
 """Reward rules: pure functions of a graded trajectory."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from srl.reward.answer import stated_answer
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
 GradeRequest = tuple[str, str | None, str]  # id, answer, gold
@@ -25,6 +27,14 @@ def grade_request(trajectory: Trajectory) -> list[GradeRequest]:
     return [(turn_id, turn.answer, trajectory.gold) for turn_id, turn in answer_turns(trajectory)]
 
 
+def state_answers(trajectories: Iterable[Trajectory]) -> None:
+    """Give attempts and revisions without a box the answer that they state, for benchmarks that ask for no box."""
+    for trajectory in trajectories:
+        for _, turn in answer_turns(trajectory):
+            if turn.answer is None:
+                turn.answer = stated_answer(turn.text)
+
+
 def apply_grades(trajectories: Iterable[Trajectory], grades: Mapping[str, Outcome]) -> None:
     """Set `outcome` of every attempt and revision. Raises KeyError naming a turn that has no grade."""
     for trajectory in trajectories:
@@ -32,6 +42,18 @@ def apply_grades(trajectories: Iterable[Trajectory], grades: Mapping[str, Outcom
             if turn_id not in grades:
                 raise KeyError(f"no grade for turn {turn_id}")
             turn.outcome = grades[turn_id]
+
+
+def share_alarm(grades: Mapping[str, Outcome], alarm_share: float) -> str | None:
+    """One line if timeouts and unparsable answers together exceed this share of the grades, else None."""
+    counts = Counter(grades.values())
+    timeouts, unparsable = counts[Outcome.TIMEOUT], counts[Outcome.UNPARSABLE]
+    if not grades or (timeouts + unparsable) / len(grades) <= alarm_share:
+        return None
+    return (
+        f"ALARM: the grader could not judge {timeouts + unparsable} of {len(grades)} answers "
+        f"({timeouts} timeouts, {unparsable} unparsable), more than reward.alarm_share={alarm_share:g}; each counts as wrong"
+    )
 
 
 def answer_turns(trajectory: Trajectory) -> Iterator[tuple[str, Turn]]:
