@@ -1,0 +1,40 @@
+"""serve: an OpenAI-compatible endpoint that answers, judges and corrects."""
+
+import argparse
+
+from srl.config import Config, ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="Hugging Face folder or hub name, such as RUN/checkpoints/rl"
+    )
+    parser.add_argument("--protocol", help="default: protocol.name; `prompted` for a model that was not trained to judge itself")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    import uvicorn
+
+    from srl.observe.progress import say
+    from srl.protocols.chat import Chat
+    from srl.serving.app import create_app
+    from srl.serving.backend import vllm_server
+
+    chat = Chat(options.model, config.prompts)
+    protocol = checked_protocol(options.protocol or config.protocol.name, config, chat)
+    say(f"starting vLLM with {options.model}")
+    with vllm_server(options.model, config) as url:
+        say(f"listening on http://{options.host}:{options.port}/v1")
+        uvicorn.run(create_app(url, chat, config, protocol), host=options.host, port=options.port, log_level="warning")
+
+
+def checked_protocol(name: str, config: Config, chat) -> str:
+    from srl.protocols.protocol import build_protocol
+
+    try:
+        build_protocol(name, config, chat)
+    except KeyError:
+        raise ConfigError(f"--protocol {name}: there is no such protocol") from None
+    return name

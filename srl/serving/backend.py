@@ -1,0 +1,116 @@
+"""vLLM's own OpenAI-compatible server as a child process, and its completions by token ids."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from srl.config import Config, ConfigError
+from srl.rollout.engine import prepare_environment
+
+STOP_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled token; `logprob` is the model's own at temperature 1. `last_by_length` ends a generation that was cut off."""
+
+    token_id: int
+    logprob: float
+    last_by_length: bool = False
+
+
+@contextmanager
+def vllm_server(model: str, config: Config) -> Iterator[str]:
+    """Address of a server with the model, on a free local port; it ends with the block.
+
+    Raises ConfigError with the end of its log if it stops, or is not there after rollout.start_timeout_s.
+    """
+    port, log = free_port(), Path(tempfile.mkdtemp(prefix="srl-serve-")) / "vllm.log"
+    prepare_environment(config.rollout.gpus > 0)
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command(model, port, config), stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_up(process, url, log, config.rollout.start_timeout_s)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def command(model: str, port: int, config: Config) -> list[str]:
+    rollout = config.rollout
+    options = {
+        "model": model, "served-model-name": "srl", "host": "127.0.0.1", "port": port, "dtype": config.model.dtype,
+        "max-model-len": config.model.max_length, "max-num-seqs": rollout.max_sequences,
+    }  # fmt: skip
+    if rollout.gpus:
+        options |= {"gpu-memory-utilization": rollout.gpu_memory, "tensor-parallel-size": rollout.tensor_parallel}
+    else:
+        options |= {"kv-cache-memory-bytes": int(rollout.kv_cache_gib * 2**30)}
+    flags = [f"--{name}={value}" for name, value in options.items()] + ([] if rollout.gpus else ["--enforce-eager"])
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float) -> None:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ConfigError(f"vLLM's server stopped with {process.returncode}: {last_error(log)} (whole log: {log})")
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.3)
+    raise ConfigError(f"rollout.start_timeout_s={limit:g}: vLLM's server is not up (its log: {log})")
+
+
+def last_error(log: Path) -> str:
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if "Error" in line]
+    return lines[-1].strip()[:300] if lines else "no error in its log"
+
+
+async def complete(
+    client: httpx.AsyncClient, token_ids: list[int], max_tokens: int, temperature: float, seed: int | None, stop_ids: list[int]
+) -> AsyncIterator[Sample]:
+    """Tokens of one generation as they are sampled. Raises RuntimeError with what the server says if it refuses."""
+    body = {
+        "model": "srl", "prompt": token_ids, "max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": stop_ids,
+        "stream": True, "return_token_ids": True, "logprobs": 0, "skip_special_tokens": False,
+    }  # fmt: skip
+    if seed is not None and temperature > 0:
+        body["seed"] = seed
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            raise RuntimeError(f"vLLM's server answers {response.status_code}: {(await response.aread()).decode()[:300]}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            found = json.loads(line.removeprefix("data: "))
+            if "error" in found:
+                raise RuntimeError(f"vLLM's server: {found['error']}")
+            for choice in found["choices"]:
+                ids = choice.get("token_ids") or []
+                logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+                for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+                    yield Sample(token, logprob, place + 1 == len(ids) and choice["finish_reason"] == "length")

@@ -1,0 +1,180 @@
+"""Conversation and endpoint in front of a made-up vLLM server; one test with the real one."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from srl.config import Config
+from srl.protocols.chat import Chat, model_folder
+from srl.protocols.protocol import build_protocol
+from srl.serving.app import create_app
+from srl.serving.backend import Sample, complete, vllm_server
+from srl.serving.conversation import converse, kind_at_end, turns_of
+from srl.trajectory import StopReason, Trajectory, TurnKind
+
+QUESTION = "Start at 47: (1) +38 = ?"
+WRONG = r"Start at 47 (1) +38 a = 84. The answer is \boxed{84}"
+RIGHT = r"Start at 47 (1) +38 a = 85. The answer is \boxed{85}"
+CHAIN = f"{WRONG}\nStart at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 = 84: 5 - 4 = 1 no. [VERIFY] wrong\n{RIGHT}"
+
+
+def tokens(chat: Chat, text: str) -> list[int]:
+    return [*chat.tokenizer(text, add_special_tokens=False).input_ids, chat.end_id]
+
+
+def scripted(chat: Chat, *texts: str):
+    """A `generate` that says these texts one after the other, and remembers what it was given."""
+    asked: list[list[int]] = []
+
+    async def generate(token_ids: list[int], max_tokens: int) -> AsyncIterator[Sample]:
+        asked.append(token_ids)
+        ids = tokens(chat, texts[len(asked) - 1])
+        for place, token in enumerate(ids[:max_tokens]):
+            yield Sample(token, -0.25, last_by_length=place + 1 == max_tokens < len(ids))
+
+    return generate, asked
+
+
+def talk(chat: Chat, protocol: str, *texts: str, max_length: int = 512):
+    trajectory = Trajectory("t", "t", QUESTION, "", chat.opening(QUESTION))
+    generate, asked = scripted(chat, *texts)
+
+    async def collect():
+        rules = build_protocol(protocol, Config(), chat)
+        return [p async for p in converse(trajectory, rules, chat, generate, grammar="verify", max_length=max_length)]
+
+    return trajectory, asyncio.run(collect()), asked
+
+
+def test_a_long_chain_is_told_by_kind_while_it_comes_and_cut_into_turns_at_its_end(chat: Chat):
+    trajectory, pieces, _ = talk(chat, "long_chain", CHAIN)
+    assert [turn.kind for turn in trajectory.turns] == [TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION]
+    assert trajectory.final().answer == "85" and trajectory.stop_reason is StopReason.ROUNDS
+    kinds = list(dict.fromkeys(piece.kind for piece in pieces))
+    assert kinds == ["attempt", "verdict", "revision"] and len(pieces) > 20
+    assert "".join(piece.text for piece in pieces) == chat.decode(tokens(chat, CHAIN))
+
+
+def test_the_next_turn_is_asked_after_exactly_the_tokens_so_far(chat: Chat):
+    trajectory, pieces, asked = talk(chat, "prompted", WRONG, "[VERIFY] wrong", RIGHT)
+    assert [turn.kind.value for turn in trajectory.turns] == ["attempt", "instruction", "verdict", "instruction", "revision"]
+    assert len(asked) == 3 and asked[2] == trajectory.token_ids()[: len(asked[2])]
+    assert next(piece.text for piece in pieces if piece.kind is TurnKind.INSTRUCTION) == "Check the solution."
+
+
+def test_a_generation_that_is_cut_off_stops_with_length(chat: Chat):
+    trajectory, _, _ = talk(chat, "long_chain", CHAIN, max_length=len(chat.opening(QUESTION)) + 9)
+    assert trajectory.stop_reason is StopReason.LENGTH and trajectory.sampled_tokens() == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Start at 47", "attempt"),
+        (WRONG, "attempt"),
+        (WRONG + "\nStart", "verdict"),
+        (WRONG + "\n[VERIFY] wrong", "verdict"),
+        (WRONG + "\n[VERIFY] wrong\nStart", "revision"),
+        (CHAIN + "\n[VERIFY] correct", "verdict"),
+        (RIGHT + "\n[VERIFY] correct. Well done", "verdict"),
+    ],
+)
+def test_the_kind_of_what_is_being_written(text: str, kind: str):
+    assert kind_at_end(text, "verify", TurnKind.ATTEMPT) == kind
+
+
+def upstream(chat: Chat, text: str) -> httpx.MockTransport:
+    """vLLM's server as far as it is used: a stream of tokens, its health and its models."""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/v1/completions":
+            return httpx.Response(200, json={"path": request.url.path})
+        asked = json.loads(request.content)
+        assert asked["return_token_ids"] and asked["prompt"] == chat.opening(QUESTION)
+        ids = tokens(chat, text)
+        lines = []
+        for place, token in enumerate(ids):
+            last = place + 1 == len(ids)
+            choice = {"token_ids": [token], "logprobs": {"token_logprobs": [-0.5]}, "finish_reason": "stop" if last else None}
+            lines.append(f"data: {json.dumps({'choices': [choice]})}\n\n")
+        return httpx.Response(200, text="".join(lines) + "data: [DONE]\n\n")
+
+    return httpx.MockTransport(respond)
+
+
+@pytest.fixture
+def endpoint(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+    """Calls the application without a network."""
+    real = httpx.AsyncClient
+    behind = real(transport=upstream(chat, CHAIN), base_url="http://vllm")
+    monkeypatch.setattr("srl.serving.app.httpx.AsyncClient", lambda **_: behind)
+    app = create_app("http://vllm", chat, Config(), "long_chain")
+
+    def call(method: str, path: str, **body) -> httpx.Response:
+        async def once() -> httpx.Response:
+            async with real(transport=httpx.ASGITransport(app=app), base_url="http://srl") as client:
+                return await client.request(method, path, json=body or None)
+
+        return asyncio.run(once())
+
+    return call
+
+
+def asked(content: str = QUESTION, **more) -> dict:
+    return {"model": "srl", "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": content}], **more}
+
+
+def test_the_endpoint_returns_the_final_answer_and_the_turns(endpoint):
+    found = endpoint("POST", "/v1/chat/completions", **asked()).json()
+    message = found["choices"][0]["message"]
+    assert message["content"] == RIGHT and message["final_answer"] == "85" and message["stop_reason"] == "rounds"
+    assert [turn["kind"] for turn in message["turns"]] == ["attempt", "verdict", "revision"]
+    assert message["turns"][1]["verdict"] == "wrong" and message["turns"][0]["answer"] == "84"
+    assert found["object"] == "chat.completion" and found["usage"]["completion_tokens"] > 40
+
+
+def test_the_stream_has_text_by_kind_and_ends_with_the_turns(endpoint):
+    response = endpoint("POST", "/v1/chat/completions", **asked(stream=True))
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    kinds = list(dict.fromkeys(chunk["delta"]["kind"] for chunk in chunks if "kind" in chunk["delta"]))
+    assert kinds == ["attempt", "verdict", "revision"]
+    assert chunks[-1]["finish_reason"] == "stop" and chunks[-1]["delta"]["final_answer"] == "85"
+
+
+def test_what_cannot_be_asked_is_a_bad_request(endpoint):
+    assert endpoint("POST", "/v1/chat/completions", **asked("Σ∞")).status_code == 400
+    assert "no room" in endpoint("POST", "/v1/chat/completions", **asked("Start at 47: " * 600)).json()["detail"]
+    assert endpoint("POST", "/v1/chat/completions", messages=[{"role": "system", "content": "x"}]).status_code == 400
+    assert endpoint("POST", "/v1/chat/completions", **asked(n=2)).status_code == 422
+
+
+def test_models_and_health_are_those_of_vllm(endpoint):
+    assert endpoint("GET", "/v1/models").json() == {"path": "/v1/models"}
+    assert endpoint("GET", "/health").status_code == 200
+
+
+def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(chat: Chat):
+    config = Config()
+    base = Chat(model_folder("embedded"), config.prompts)
+    trajectory = Trajectory("t", "t", QUESTION, "", base.opening(QUESTION))
+
+    async def whole() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            rules = build_protocol("prompted", config, base)
+
+            def generate(token_ids: list[int], max_tokens: int):
+                return complete(client, token_ids, max_tokens, 0.0, None, base.stop_ids)
+
+            async for _ in converse(trajectory, rules, base, generate, grammar="verify", max_length=512):
+                pass
+
+    with vllm_server(model_folder("embedded"), config) as url:
+        asyncio.run(whole())
+    assert trajectory.final().answer == "85" and trajectory.stop_reason in (StopReason.VERIFIED, StopReason.ROUNDS)
+    assert [turn["kind"] for turn in turns_of(trajectory)][:3] == ["attempt", "instruction", "verdict"]
+    assert all(turn.sampled for turn in trajectory.turns if turn.kind is not TurnKind.INSTRUCTION)
