@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": ("chat", "ask a model in the terminal and watch it answer, judge and correct itself"),
     "serve": ("serve", "an OpenAI-compatible endpoint that returns the final answer and all turns"),
     "report": ("report", "show the table and write report.html again"),
+    "tune": ("tune", "temperature and threshold of stage-1 sampling by their balance score"),
     "export": ("export", "write the demonstrations as conversations: JSON lines and a datasets folder"),
     "import": ("import_set", "take conversations from elsewhere as demonstrations, for sft"),
     "grade": ("grade", "grade the answers in a file"),

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
-from srl.config import ConfigError, load_config
+from srl.config import ConfigError, Stage1Config, load_config
+from srl.driver.stage1 import sampling_passes
 from srl.pipelines.sample import count_tries
 from srl.pipelines.samples import block_label, blocks_of, is_accepted, missing_blocks, problems_in, sample_row, write_block
 from srl.pipelines.tree import EngineLoop, Sampler, continued
-from srl.protocols.chat import Chat
+from srl.protocols.chat import Chat, model_folder
 from srl.rollout.engine import Completion, Sampling
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
@@ -280,3 +284,25 @@ def test_a_block_that_kills_its_engine_again_and_again_ends_the_run(tmp_path: Pa
     with pytest.raises(RuntimeError, match=r"rollout\.retries=2: the engine died 3 times with block-00000\.parquet"):
         count_tries(tmp_path / "block-00000.parquet", retries=2)
     count_tries(tmp_path / "block-00001.parquet", retries=2)
+
+
+# --- passes
+
+
+def test_a_teacher_takes_one_step_and_the_base_model_the_others(tokenizer_folder, tmp_path: Path):
+    base, teacher = "embedded", tokenizer_folder
+    for step, expected in (("revision", [(base, (A, V)), (teacher, (R,))]), ("attempt", [(teacher, (A,)), (base, (V, R))])):
+        settings = Stage1Config(teacher=teacher, teacher_writes=step)
+        first, second = sampling_passes(settings, model_folder(base), tmp_path)
+        assert [(first.model, first.steps), (second.model, second.steps)] == [(model_folder(m), s) for m, s in expected]
+        assert (first.source, second.source, second.folder) == (None, first.folder, tmp_path / "samples")
+    assert [work.steps for work in sampling_passes(Stage1Config(), model_folder(base), tmp_path)] == [(A, V, R)]
+
+
+def test_a_teacher_with_other_tokens_is_refused(tmp_path: Path):
+    vocabulary = {"<|end|>": 0, "10": 1}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, "10")), eos_token="<|end|>")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"stage1\.teacher=.*: its tokenizer is not that of"):
+        sampling_passes(Stage1Config(teacher=str(tmp_path)), model_folder("embedded"), tmp_path)

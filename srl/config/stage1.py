@@ -25,6 +25,10 @@ class Stage1Config(Section):
     block: int = Field(
         50, ge=1, description="Problems per sampling task and per Parquet file: the unit of progress and of resuming."
     )
+    teacher: str = Field(
+        "", description="Model folder or hub name that takes one step instead of the base model; must share its tokenizer."
+    )
+    teacher_writes: Literal["attempt", "revision"] = Field("revision", description="The step that `teacher` takes.")
     agreement: float = Field(
         0.0,
         ge=0,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srl.config import ConfigError
+from srl.config import ConfigError, Stage1Config
 from srl.driver.session import Session
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import sft_loss
@@ -17,16 +17,39 @@ from srl.pipelines.assemble import assemble, load_demonstrations
 from srl.pipelines.card import write_card
 from srl.pipelines.sample import SamplingPass, sample
 from srl.pipelines.samples import sample_files
+from srl.protocols.chat import load_tokenizer, model_folder
 from srl.tasks.problems import Problem
+from srl.trajectory import TurnKind
 
 
 def sample_demonstrations(session: Session, problems: list[Problem], progress: Callable[[int], None]) -> None:
     """Attempts, verdicts and revisions of every problem, from the base model, or none when `stage1.samples` has them."""
     if session.config.stage1.samples:
         return
+    passes = sampling_passes(session.config.stage1, session.base, session.run.file("stage1"))
     rewards = session.rewards()
     session.stop_engines()  # the pipeline's actors have engines of their own
-    sample(session.config, problems, rewards, SamplingPass(session.run.file("stage1/samples"), session.base), progress)
+    for work in passes:
+        # Problems are counted in the pass that completes them.
+        sample(session.config, problems, rewards, work, progress if work is passes[-1] else lambda count: None)
+
+
+def sampling_passes(settings: Stage1Config, base: str, folder: Path) -> list[SamplingPass]:
+    """One pass of the base model; with a teacher two, the second over the samples of the first.
+
+    Raises ConfigError for a teacher with other tokens: what it writes is joined with the base model's ids.
+    """
+    if not settings.teacher:
+        return [SamplingPass(folder / "samples", base)]
+    teacher = model_folder(settings.teacher)
+    if load_tokenizer(teacher).get_vocab() != load_tokenizer(base).get_vocab():
+        raise ConfigError(f"stage1.teacher={settings.teacher}: its tokenizer is not that of {base}")
+    first = folder / "samples-before"
+    if settings.teacher_writes == "attempt":
+        rest = (TurnKind.VERDICT, TurnKind.REVISION)
+        return [SamplingPass(first, teacher, (TurnKind.ATTEMPT,)), SamplingPass(folder / "samples", base, rest, first)]
+    judged = (TurnKind.ATTEMPT, TurnKind.VERDICT)
+    return [SamplingPass(first, base, judged), SamplingPass(folder / "samples", teacher, (TurnKind.REVISION,), first)]
 
 
 def assemble_demonstrations(session: Session) -> dict:

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,20 @@ from srl.tasks.problems import Problem
 from srl.trajectory import TurnKind
 
 COLUMNS = [field.name for field in fields(Problem)]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A finished block. Times in seconds: `started`, `ended` since the epoch, `cpu_started`, `cpu_ended` of its process."""
+
+    file: str
+    problems: int
+    samples: int
+    tokens: int
+    started: float
+    ended: float
+    cpu_started: float
+    cpu_ended: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class EngineActor:
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, list]:
         """One block of problems, all at once. Raises TimeoutError after `rollout.timeout_s`."""
-        started, name = time.monotonic(), str(block["file"][0])
+        started, used, name = time.time(), time.process_time(), str(block["file"][0])
         problems = [Problem(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*(block[c] for c in COLUMNS), strict=True)]
         file = self.work.folder / name
         count_tries(file, self.config.rollout.retries)
@@ -83,8 +97,8 @@ class EngineActor:
             raise TimeoutError(f"rollout.timeout_s={limit:g}: {name} with {len(problems)} problems is not sampled") from None
         await asyncio.to_thread(write_block, rows, block_label(problems, self.weights), file)
         tokens = sum(len(row["token_ids"]) for row in rows)
-        seconds = time.monotonic() - started
-        return {"file": [name], "problems": [len(problems)], "samples": [len(rows)], "tokens": [tokens], "seconds": [seconds]}
+        done = Block(name, len(problems), len(rows), tokens, started, time.time(), used, time.process_time())
+        return {column: [value] for column, value in asdict(done).items()}
 
     def _recorded(self, name: str) -> dict[str, Row]:
         if self.work.source is None:
@@ -102,11 +116,11 @@ def count_tries(file: Path, retries: int) -> None:
 
 def sample(
     config: Config, problems: Sequence[Problem], reward_actors: list, work: SamplingPass, progress: Callable[[int], None]
-) -> None:
+) -> list[Block]:
     """Write the samples of all problems to `work.folder`, one file for each block; blocks that have a file are left alone.
 
-    Raises TimeoutError when nothing arrives any more, ConfigError when a file there is from other problems or weights, and
-    RuntimeError when the actors write to a disk that the driver does not see.
+    Returns the blocks that were sampled now. Raises TimeoutError when nothing arrives any more, ConfigError when a file there
+    is from other problems or weights, and RuntimeError when the actors write to a disk that the driver does not see.
     """
     work.folder.mkdir(parents=True, exist_ok=True)
     own = fingerprint(work.model)
@@ -114,7 +128,7 @@ def sample(
     missing = missing_blocks(work.folder, blocks, weights)
     progress(len(problems) - sum(map(len, missing.values())))
     if not missing:
-        return
+        return []
     tidy(work.folder)
     at_once = blocks_in_flight(config)
     dataset = ray.data.from_arrow([block_table(name, missing[name]) for name in missing]).map_batches(
@@ -132,13 +146,16 @@ def sample(
     )
     # A block ends or fails within its own limit, the first one after its engine has started.
     limit = config.rollout.start_timeout_s + config.rollout.timeout_s
+    finished = []
     try:
-        for done in arriving(dataset, limit, "rollout.start_timeout_s + rollout.timeout_s"):
-            if not (work.folder / done["file"]).exists():
-                raise RuntimeError(f"{work.folder} on the driver's node lacks {done['file']}: run.directory must be shared")
-            progress(done["problems"])
+        for row in arriving(dataset, limit, "rollout.start_timeout_s + rollout.timeout_s"):
+            finished.append(Block(**row))
+            if not (work.folder / row["file"]).exists():
+                raise RuntimeError(f"{work.folder} on the driver's node lacks {row['file']}: run.directory must be shared")
+            progress(row["problems"])
     finally:
         tidy(work.folder)
+    return finished
 
 
 def blocks_in_flight(config: Config) -> int:
