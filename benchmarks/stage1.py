@@ -33,7 +33,7 @@ from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.reward.grader import grade
 from srl.rollout.engine import Completion, Engine, Sampling
-from srl.rollout.loop import run_trajectories
+from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Outcome, Trajectory, TurnKind, from_record, to_record
 
@@ -85,8 +85,8 @@ def script(config: Config, step: str, folder: Path) -> dict[str, Any]:
     engine = Engine(path, config.model, config.rollout, chat.stop_ids)
     started, used = time.time(), time.process_time()
     protocol = build_protocol(step, config, chat)
-    settings = {"temperature": config.stage1.temperature, "max_length": config.model.max_length, "weight_version": 0}
-    done = run_trajectories(engine, protocol, chat, todo, **settings, timeout_s=3600)
+    limits = Limits(config.model.max_length, max_active=config.rollout.max_sequences)
+    done = run_trajectories(engine, protocol, chat, todo, temperature=config.stage1.temperature, limits=limits, timeout_s=3600)
     for trajectory in done:
         if step != "verdict":
             turn = trajectory.turns[-1]

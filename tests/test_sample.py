@@ -119,6 +119,7 @@ def grow(
     seed: int = 0,
     recorded=None,
     steps=(A, V, R),
+    max_active: int = 100,
     **stage1,
 ):
     """Rows by id of problems p0, p1, ... whose answer is 10, and the engine."""
@@ -130,7 +131,7 @@ def grow(
         return RIGHT if request[1] == request[2] else WRONG
 
     async def all_problems():
-        sampler = Sampler(config, chat, EngineLoop(engine).generate, grade, "abc", steps, recorded)
+        sampler = Sampler(config, chat, EngineLoop(engine, max_active).generate, grade, "abc", steps, recorded)
         return await asyncio.gather(*(sampler.problem(Problem(f"p{n}", "Check", "10")) for n in range(problems)))
 
     return {row["id"]: row for tree in asyncio.run(all_problems()) for row in tree}, engine
@@ -168,6 +169,15 @@ def test_all_trees_share_one_running_batch_and_a_step_waits_only_for_its_own_att
     for name, row in rows.items():
         expected = opening if row["kind"] == A else engine.prompts[row["parent"]] + rows[row["parent"]]["token_ids"]
         assert engine.prompts[name][: len(expected)] == expected
+
+
+def test_the_engine_gets_no_more_than_it_can_run_and_deeper_samples_first(chat, tokenizer_folder):
+    rows, engine = grow(chat, tokenizer_folder, a0_right_verdicts_wrong, 6, max_active=5)
+    assert engine.most == 5 and len(rows) == 6 * (4 + 8 + 1 + 3 * 3)
+    # 24 attempts wait, but the first tree is complete long before the last attempt begins.
+    begun = list(engine.prompts)
+    first_revision = next(n for n, name in enumerate(begun) if rows[name]["kind"] == R)
+    assert first_revision < max(n for n, name in enumerate(begun) if rows[name]["kind"] == A)
 
 
 @pytest.mark.parametrize("stage1", [{}, {"wave": 1, "per_prompt_and_class": 1}, {"wave": 2, "per_prompt_and_class": 1}])
@@ -232,7 +242,7 @@ def test_a_prompt_without_room_is_a_truncated_sample_and_not_an_error(chat, toke
         return WRONG
 
     async def one():
-        return await Sampler(config, chat, EngineLoop(engine).generate, grade, "").problem(Problem("p", "Check", "10"))
+        return await Sampler(config, chat, EngineLoop(engine, 8).generate, grade, "").problem(Problem("p", "Check", "10"))
 
     attempt, verdict = asyncio.run(one())
     assert not attempt["truncated"]

@@ -70,7 +70,7 @@ class EngineActor:
     def __init__(self, config: Config, work: SamplingPass, reward_actors: list, own: str, weights: list[str]):
         self.config, self.work, self.fingerprint, self.weights = config, work, own, weights
         self.chat = Chat(work.model, config.prompts)
-        self.loop = EngineLoop(Engine(work.model, config.model, config.rollout, self.chat.stop_ids))
+        self.loop = EngineLoop(Engine(work.model, config.model, config.rollout, self.chat.stop_ids), config.rollout.max_sequences)
         self.grading = Grading(reward_actors, config.reward.timeout_s)
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, list]:

@@ -5,6 +5,8 @@ verdict enters it the moment its attempt is graded, while its prefix is still ca
 """
 
 import asyncio
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
@@ -16,7 +18,7 @@ from srl.protocols.protocol import Protocol, Sampled, Say, Stop, build_protocol
 from srl.reward.actor import grade_all
 from srl.reward.rules import GradeRequest
 from srl.rollout.engine import Completion, Sampling
-from srl.rollout.loop import StepEngine, turn_seed
+from srl.rollout.loop import StepEngine, said, turn_seed
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
 
@@ -26,10 +28,16 @@ ALL_STEPS = (TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION)
 
 
 class EngineLoop:
-    """One engine for everybody who awaits it. It steps while somebody does."""
+    """One engine for everybody who awaits it. It steps while somebody does.
 
-    def __init__(self, engine: StepEngine):
-        self.engine = engine
+    At most `max_active` requests are in it; of the others the deepest in their trees come first: their prefix is still cached.
+    """
+
+    def __init__(self, engine: StepEngine, max_active: int):
+        self.engine, self.max_active = engine, max_active
+        self.queue: list[tuple[int, int, str, list[int], Sampling]] = []  # a heap: (-depth, order of arrival, request)
+        self.arrivals = itertools.count()
+        self.running: set[str] = set()
         self.waiting: dict[str, asyncio.Future[Completion]] = {}
         self.stepping: asyncio.Task | None = None
 
@@ -38,28 +46,38 @@ class EngineLoop:
         if request_id in self.waiting:
             raise ValueError(f"two requests have the id {request_id}")
         result = self.waiting[request_id] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self.queue, (-request_id.count("/"), next(self.arrivals), request_id, token_ids, sampling))
+        if self.stepping is None or self.stepping.done():
+            self.stepping = asyncio.create_task(self._step())
         try:
-            self.engine.submit(request_id, token_ids, sampling)
-            if self.stepping is None or self.stepping.done():
-                self.stepping = asyncio.create_task(self._step())
             return await result
         finally:
-            # Still there only when the caller was cancelled or the engine refused the request.
-            if self.waiting.pop(request_id, None) is not None:
+            # Still there only when the caller was cancelled.
+            if self.waiting.pop(request_id, None) is not None and request_id in self.running:
+                self.running.remove(request_id)
                 self.engine.abort([request_id])
 
     async def _step(self) -> None:
         try:
             while self.waiting:
-                await asyncio.sleep(0)  # everybody who can go on submits first
+                await asyncio.sleep(0)  # everybody who can go on asks first
+                self._submit()
                 for done in self.engine.step():
+                    self.running.discard(done.request_id)
                     if (result := self.waiting.pop(done.request_id, None)) is not None and not result.done():
                         result.set_result(done)
         except Exception as error:
-            failed, self.waiting = self.waiting, {}
+            failed, self.waiting, self.queue, self.running = self.waiting, {}, [], set()
             for result in failed.values():
                 if not result.done():
                     result.set_exception(error)
+
+    def _submit(self) -> None:
+        while self.queue and len(self.running) < self.max_active:
+            _, _, request_id, token_ids, sampling = heapq.heappop(self.queue)
+            if request_id in self.waiting:
+                self.running.add(request_id)
+                self.engine.submit(request_id, token_ids, sampling)
 
 
 class Grading:
@@ -162,8 +180,7 @@ class Sampler:
         trajectory.stop_reason = StopReason.ANSWERED
         while not isinstance(action := protocol.next_action(trajectory), Stop):
             if isinstance(action, Say):
-                last_id = trajectory.turns[-1].token_ids[-1] if trajectory.turns[-1].token_ids else -1
-                trajectory.turns.append(Turn(TurnKind.INSTRUCTION, self.chat.instruction(action.text, last_id), action.text))
+                trajectory.turns.append(said(self.chat, trajectory, action))
                 continue
             ids, seed = trajectory.token_ids(), turn_seed(trajectory)
             budget = min(action.max_tokens, self.config.model.max_length - len(ids))
