@@ -15,7 +15,7 @@ from srl.learner.losses import sft_loss
 from srl.learner.schedule import schedule
 from srl.pipelines.assemble import assemble, load_demonstrations
 from srl.pipelines.card import write_card
-from srl.pipelines.sample import SamplingPass, sample
+from srl.pipelines.sample import Block, SamplingPass, sample
 from srl.pipelines.samples import sample_files
 from srl.protocols.chat import load_tokenizer, model_folder
 from srl.tasks.problems import Problem
@@ -29,9 +29,18 @@ def sample_demonstrations(session: Session, problems: list[Problem], progress: C
     passes = sampling_passes(session.config.stage1, session.base, session.run.file("stage1"))
     rewards = session.rewards()
     session.stop_engines()  # the pipeline's actors have engines of their own
-    for work in passes:
+    for number, work in enumerate(passes):
         # Problems are counted in the pass that completes them.
-        sample(session.config, problems, rewards, work, progress if work is passes[-1] else lambda count: None)
+        blocks = sample(session.config, problems, rewards, work, progress if work is passes[-1] else lambda count: None)
+        if blocks:
+            session.run.record("sample", number, **throughput(blocks))
+
+
+def throughput(blocks: list[Block]) -> dict[str, float]:
+    """Of blocks that were sampled side by side: how much, and how fast."""
+    seconds = max(block.ended for block in blocks) - min(block.started for block in blocks)
+    totals = {name: sum(getattr(block, name) for block in blocks) for name in ("problems", "samples", "tokens")}
+    return {**totals, "seconds": round(seconds, 2), "tokens_per_s": round(totals["tokens"] / max(seconds, 1e-9), 1)}
 
 
 def sampling_passes(settings: Stage1Config, base: str, folder: Path) -> list[SamplingPass]:

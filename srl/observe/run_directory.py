@@ -5,7 +5,8 @@ state.json           finished phases and their seconds
 metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
 results.json         one row per method and benchmark
 trajectories.jsonl   samples to read
-stage1/              samples, demonstrations.parquet, card.json
+stage1/              samples/, demonstrations.parquet, difficulty.parquet (share of right attempts of every problem), the
+                     data card as card.json, card.md and card/*.svg
 checkpoints/         ift, rl: Hugging Face folders
 report.html
 """
