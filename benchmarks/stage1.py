@@ -31,13 +31,13 @@ from srl.pipelines.samples import Row, fingerprint, problems_in, sample_files
 from srl.pipelines.tree import Sampler, continued
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
-from srl.reward.grader import grade
+from srl.reward.grader import Grader
 from srl.rollout.engine import Completion, Engine, Sampling
 from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Outcome, Trajectory, TurnKind, from_record, to_record
 
-SMALL = ["stage1.prompts=200", "stage1.block=25", "rollout.threads=1", "run.object_store_mib=100", "reward.parse_timeout_s=60"]
+SMALL = ["stage1.prompts=200", "stage1.block=25", "rollout.threads=1", "run.object_store_mib=100"]
 STEPS = ("attempt", "verdict", "revision")
 
 
@@ -87,10 +87,12 @@ def script(config: Config, step: str, folder: Path) -> dict[str, Any]:
     protocol = build_protocol(step, config, chat)
     limits = Limits(config.model.max_length, max_active=config.rollout.max_sequences)
     done = run_trajectories(engine, protocol, chat, todo, temperature=config.stage1.temperature, limits=limits, timeout_s=3600)
-    for trajectory in done:
-        if step != "verdict":
-            turn = trajectory.turns[-1]
-            turn.outcome = grade(turn.answer, trajectory.gold, config.reward.parse_timeout_s)
+    if step != "verdict":
+        grader = Grader(config.reward)
+        grades = grader.grade([(trajectory.turns[-1].answer, trajectory.gold) for trajectory in done])
+        grader.close()
+        for trajectory, grade in zip(done, grades, strict=True):
+            trajectory.turns[-1].outcome = grade.outcome
     (folder / f"{step}.jsonl").write_text("".join(json.dumps(to_record(trajectory)) + "\n" for trajectory in done))
     return {"generating_s": time.time() - started, "cpu_s": time.process_time() - used}
 

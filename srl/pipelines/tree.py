@@ -16,7 +16,7 @@ from srl.pipelines.samples import Row, sample_row
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import Protocol, Sampled, Say, Stop, build_protocol
 from srl.reward.actor import grade_all
-from srl.reward.rules import GradeRequest
+from srl.reward.rules import GradeRequest, state_answers
 from srl.rollout.engine import Completion, Sampling
 from srl.rollout.loop import StepEngine, said, turn_seed
 from srl.tasks.problems import Problem
@@ -192,6 +192,8 @@ class Sampler:
             protocol.receive(trajectory, Sampled(kind, done.token_ids, done.logprobs, 0, done.finished_by_length))
             trajectory.stop_reason = StopReason.LENGTH if done.finished_by_length else StopReason.ANSWERED
         if kind is not TurnKind.VERDICT:
+            if self.config.reward.answers == "stated":
+                state_answers([trajectory])
             trajectory.turns[-1].outcome = await self.grade((trajectory.id, trajectory.turns[-1].answer, trajectory.gold))
         recorded = self.recorded.get(trajectory.id, {}) if kind not in self.steps else {}
         origin = {key: recorded[key] for key in ("seed", "temperature", "weights") if key in recorded}
