@@ -216,6 +216,18 @@ def test_sharing_the_attempt_asks_for_the_same_tokens():
     assert pairs("a- v- r+", "a+ v+", "a- v- r-", rules=["d1"], share_attempt=True) == {("a- v- r+", "a- v- r-", "d1")}
 
 
+def test_a_restarted_group_shares_its_attempt_and_so_makes_typed_pairs():
+    started = restart_groups([went("a- v+", "x"), went("a+ v+", "y")], count=2, members=2)
+    continuations = {Outcome.INCORRECT: ("v- r+", "v- r-"), Outcome.CORRECT: ("v+", "v- r-")}
+    for number, trajectory in enumerate(started):
+        trajectory.turns += went(continuations[trajectory.turns[0].outcome][number % 2]).turns
+    found = build_pairs(started, {name: PAIR_RULES[name] for name in ("d1", "d2", "d3")}, True, seed=0)
+    assert sorted((path(pair.winner), path(pair.loser), pair.rule) for pair in found) == [
+        ("correct,Yes", "correct,No,wrong", "d3"),
+        ("wrong,No,correct", "wrong,No,wrong", "d1"),
+    ]
+
+
 def test_prompts_do_not_mix_and_the_seed_decides():
     members = [went(code, f"{prompt}{n}", prompt) for prompt in "pqrstu" for n, code in enumerate(["a+"] * 4 + ["a-"] * 4)]
     rule = {"correctness": PAIR_RULES["correctness"]}

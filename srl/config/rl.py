@@ -56,6 +56,10 @@ class CreditConfig(Section):
         "none", description="Mean 0 and variance 1 over all tokens, or apart over those of solver and verifier (PAG)."
     )
 
+    @property
+    def needs_critic(self) -> bool:
+        return self.advantage == "gae"
+
 
 class ObjectiveConfig(Section):
     """The loss of stage 2."""
@@ -84,6 +88,11 @@ class ObjectiveConfig(Section):
         False, description="CREAM: smooth by how differently this policy and that of the step before rank each group."
     )
     nll: float = Field(0.0, ge=0, description="Weight of the winners' negative log-likelihood per token.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything is measured against a frozen reference: if not, none is kept in memory."""
+        return self.loss in ("dpo", "kto") or (self.loss != "sft" and max(self.kl, *self.kl_by.values(), 0.0) > 0)
 
     @model_validator(mode="after")
     def _meaningful(self) -> "ObjectiveConfig":

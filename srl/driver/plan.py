@@ -22,7 +22,8 @@ def derived(config: Config) -> dict[str, str]:
         "rl optimizer steps": f"{rl.steps * rl.mini_batches:,}",
         "rl tokens per step": f"at most {trajectories * config.rollout.max_response_tokens:,} sampled",
         "memory per rollout actor": gibibytes(rollout_bytes(config, count * bytes_each)),
-        "memory per learner actor": gibibytes(learner_bytes(config, count)),
+        "memory per learner actor": gibibytes(learner_bytes(config, count, config.objective.needs_reference)),
+        **({"memory per critic actor": gibibytes(learner_bytes(config, count, False))} if config.credit.needs_critic else {}),
         "bytes per weight sync": f"{count * bytes_each:,} to each of {config.rollout.workers} rollout actors",
     }
 
@@ -33,15 +34,15 @@ def rollout_bytes(config: Config, weights: int) -> float:
     return weights / rollout.tensor_parallel if rollout.gpus else weights + rollout.kv_cache_gib * 2**30
 
 
-def learner_bytes(config: Config, count: int) -> float:
-    """Policy with AdamW in mixed precision (16 bytes a parameter; 16 in float32 too) by ZeRO stage, and the frozen reference."""
+def learner_bytes(config: Config, count: int, reference: bool) -> float:
+    """Model with AdamW in mixed precision (16 bytes a parameter; 16 in float32 too) by ZeRO stage, and the frozen reference."""
     bytes_each = 4 if config.model.dtype == "float32" else 2
     parts = {"weights": bytes_each, "gradients": bytes_each, "optimizer": 16 - 2 * bytes_each}
     sharded = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: ("optimizer", "gradients", "weights")}
     shards = sharded[config.learner.zero_stage]
     policy = sum(size / (config.learner.workers if name in shards else 1) for name, size in parts.items())
-    reference = bytes_each / (config.learner.workers if config.learner.zero_stage == 3 else 1)
-    return count * (policy + reference)
+    frozen = bytes_each / (config.learner.workers if config.learner.zero_stage == 3 else 1) if reference else 0
+    return count * (policy + frozen)
 
 
 def gibibytes(size: float) -> str:

@@ -4,6 +4,7 @@ Which of them is the recipe's choice: `rl.filters`, `credit`, `objective`. Nothi
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,10 +38,10 @@ class PolicyUpdate:
         rl = config.rl
         self.config, self.opening = config, opening
         self.rules, self.filters, self.pair_rules = recipe_functions(config)
-        reference = start if needs_reference(config) else None
+        reference = start if config.objective.needs_reference else None
         self.learners = LearnerGroup(config, start, reference, rl.learning_rate, rl.weight_decay, rl.gradient_clip)
         self.critic = None
-        if config.credit.advantage == "gae":
+        if config.credit.needs_critic:
             rate = config.critic.learning_rate
             self.critic = LearnerGroup(config, start, None, rate, rl.weight_decay, rl.gradient_clip, critic=True)
         self.kl_factor = 1.0
@@ -82,6 +83,8 @@ class PolicyUpdate:
                     }
                 if not self.critic or step >= self.config.critic.warmup_steps:
                     found |= self.learners.train(batch, loss, learning_rate)
+                if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
+                    raise FloatingPointError(f"RL step {step}, optimizer step {len(updates)}: {', '.join(wrong)} not finite")
                 updates.append(found)
         return updates
 
@@ -108,7 +111,7 @@ class PolicyUpdate:
         objective = self.config.objective
         weights = [self.kl_factor * kl_weights(t, objective.kl, objective.kl_by) for t in trajectories]
         penalties = None
-        if objective.kl_in == "reward" and needs_reference(self.config):
+        if objective.kl_in == "reward" and objective.needs_reference:
             penalties = [w * kl_t for w, kl_t in zip(weights, self.divergences(trajectories, objective.kl_estimate), strict=True)]
             weights = [np.zeros_like(weights_t) for weights_t in weights]
         values = self.values(trajectories) if self.critic else None
@@ -230,11 +233,6 @@ def recipe_functions(config: Config) -> tuple[dict, dict, dict]:
     if config.objective.loss not in ("policy", "sft", "dpo", "kto"):
         look_up("objective.loss", config.objective.loss, dict.fromkeys(("policy", "sft", "dpo", "kto")))
     return rules, filters, pairs
-
-
-def needs_reference(config: Config) -> bool:
-    objective = config.objective
-    return objective.loss in ("dpo", "kto") or (objective.loss != "sft" and max(objective.kl, *objective.kl_by.values(), 0.0) > 0)
 
 
 def mini_batches(groups: Groups, parts: int) -> Groups:

@@ -142,6 +142,8 @@ def check_port(config: Config) -> None:
 def check_cluster(config: Config) -> None:
     """Raises ConfigError when the cluster can never hold all actors at once; asked and present side by side."""
     parts = {"rollout": config.rollout, "learner": config.learner, "reward": config.reward}
+    if config.credit.needs_critic:
+        parts["critic"] = config.learner
     asked = {
         "CPU": sum(part.workers * part.cpus for part in parts.values()) + 1,
         "GPU": sum(part.workers * getattr(part, "gpus", 0) for part in parts.values()),

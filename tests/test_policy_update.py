@@ -1,0 +1,154 @@
+"""The update without actors: a table of logits in place of the learners, every loss must make the right answer likelier."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import srl.driver.policy
+from srl.config import Config, load_config
+from srl.driver.policy import PolicyUpdate, mini_batches
+from srl.learner.batch import Example, collate
+from srl.learner.losses import Loss
+from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
+
+RIGHT, ARMS = 3, 4  # the token that answers right, and how many there are to choose from
+
+
+class Table:
+    """Learner group of one step: a policy that chooses one token by its logits; as a critic, one value for the only state."""
+
+    def __init__(self, config: Config, start: str, reference: str | None, rate: float, *_, critic: bool = False):
+        self.logits = torch.zeros(1 if critic else ARMS, requires_grad=True)
+        self.frozen = {"reference": torch.zeros(ARMS).log_softmax(0)}
+        self.critic, self.rate, self.calls = critic, rate, []
+
+    def _scores(self, ids: torch.Tensor, model: str = "") -> torch.Tensor:
+        return self.logits.expand(len(ids)) if self.critic else (self.frozen[model] if model else self.logits.log_softmax(0))[ids]
+
+    def train(self, examples: list[Example], loss: Loss, learning_rate: float) -> dict[str, float]:
+        self.calls.append([example.id for example in examples])
+        batch = collate(examples, pad_id=0)
+        ids = batch.ids[batch.trained]
+        batch.reference_logprobs = self._scores(ids, "" if self.critic else "reference").detach()
+        value, sums = loss(self._scores(ids), batch)
+        (gradient,) = torch.autograd.grad(value / batch.weights.sum(), self.logits)
+        self.logits = (self.logits - self.rate * gradient).detach().requires_grad_()
+        return {name: float(total) for name, total in sums.items()}
+
+    def logprobs(self, examples: list[Example], model: str = "") -> dict[str, list[float]]:
+        return {example.id: self._scores(torch.tensor(example.token_ids[1:]), model).tolist() for example in examples}
+
+    values = logprobs
+
+    def freeze(self, name: str) -> None:
+        self.frozen[name] = self.logits.detach().log_softmax(0)
+
+
+def sampled(table: Table, prompts: int, members: int, seed: int) -> list[Trajectory]:
+    """One-token answers to prompts, graded: only token RIGHT is right."""
+    dice, logprobs = random.Random(seed), table.logits.detach().log_softmax(0)
+    found = []
+    for prompt in range(prompts):
+        for member in range(members):
+            token = dice.choices(range(ARMS), logprobs.exp().tolist())[0]
+            outcome = Outcome.CORRECT if token == RIGHT else Outcome.INCORRECT
+            turn = Turn(TurnKind.ATTEMPT, [token], logprobs=[float(logprobs[token])], answer=str(token), outcome=outcome)
+            found.append(Trajectory(f"{seed}/{prompt}/{member}", f"{prompt}", "", "", [0], [turn]))
+    return found
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(srl.driver.policy, "LearnerGroup", Table)
+
+    def start(*overrides: str) -> PolicyUpdate:
+        return PolicyUpdate(load_config(None, ["rl.learning_rate=0.5", "critic.learning_rate=0.5", *overrides]), "start", [0])
+
+    return start
+
+
+ALGORITHMS = [
+    "grpo", "dapo", "dr-grpo", "rloo", "reinforce-plus-plus", "ppo", "pag", "pag-grpo", "s2r-outcome", "s2r-process", "spoc",
+    "rise-online", "self-aligned", "single-turn-raft", "dpo", "kto", "cream",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ALGORITHMS)
+def test_every_algorithm_makes_the_right_answer_likelier(recipe, started):
+    update = started(f"recipe={recipe}", "objective.beta=1.0")
+    for step in range(12):
+        update.step(sampled(update.learners, prompts=8, members=6, seed=step), step, 0.5)
+    probability = update.learners.logits.detach().softmax(0)[RIGHT].item()
+    assert probability > 0.4, f"{probability:.2f} after 12 steps, 0.25 before"
+
+
+def test_groups_without_signal_are_left_out_and_counted(started):
+    update = started("recipe=grpo", "rl.mini_batches=1")
+    trajectories = sampled(update.learners, prompts=2, members=6, seed=0)
+    for trajectory in trajectories[:6]:
+        trajectory.turns[0].outcome = Outcome.INCORRECT
+    for number, trajectory in enumerate(trajectories[6:]):
+        trajectory.turns[0].outcome = Outcome.CORRECT if number == 0 else Outcome.INCORRECT
+    metrics = update.step(trajectories, 0, 0.5)
+    assert (metrics["groups"], metrics["groups_without_signal"], metrics["optimizer_steps"]) == (2, 1, 1)
+    assert update.learners.calls == [[trajectory.id for trajectory in trajectories[6:]]]
+
+
+def test_a_step_in_which_nothing_can_be_learned_changes_nothing(started):
+    for recipe in ("grpo", "dpo", "single-turn-raft"):
+        update = started(f"recipe={recipe}")
+        trajectories = sampled(update.learners, prompts=2, members=3, seed=0)
+        for trajectory in trajectories:
+            trajectory.turns[0].outcome = Outcome.INCORRECT
+        assert update.step(trajectories, 0, 0.5)["optimizer_steps"] == 0 and not update.learners.calls
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(started):
+    update = started("recipe=grpo")
+    trajectories = sampled(update.learners, prompts=4, members=6, seed=1)
+    update.learners.logits = torch.full((ARMS,), float("nan"), requires_grad=True)
+    with pytest.raises(FloatingPointError, match="RL step 7, optimizer step 0: loss, ratio"):
+        update.step(trajectories, 7, 0.5)
+
+
+def test_trajectories_in_which_nothing_was_sampled_are_dropped_and_counted(started):
+    for recipe in ("grpo", "dpo", "kto", "ppo", "single-turn-raft"):
+        update = started(f"recipe={recipe}")
+        trajectories = sampled(update.learners, prompts=4, members=6, seed=1)
+        trajectories.append(Trajectory("failed", "0", "", "", [0]))
+        assert update.step(trajectories, 0, 0.5)["dropped_empty"] == 1 and trajectories[-1].reward == 0.0
+
+
+def test_without_a_kl_no_reference_is_kept():
+    kept = {
+        name: load_config(None, [f"recipe={name}"]).objective.needs_reference
+        for name in ("dapo", "pag", "raft", "dpo", "score-1")
+    }
+    assert kept == {"dapo": False, "pag": False, "raft": False, "dpo": True, "score-1": True}
+
+
+def test_rewards_of_the_trajectory_are_the_sum_over_its_turns(started):
+    update = started("recipe=pag")
+    turns = [
+        Turn(TurnKind.ATTEMPT, [1], logprobs=[-1.0], outcome=Outcome.INCORRECT),
+        Turn(TurnKind.REVISION, [3], logprobs=[-1.0], outcome=Outcome.CORRECT),
+    ]
+    trajectory = Trajectory("t", "p", "", "", [0], turns)
+    assert update.reward([trajectory]) == [[0.0, 2.0]] and trajectory.reward == 2.0  # right, and better than before
+
+
+def test_the_self_aligned_reward_adds_how_much_the_question_helps(started):
+    update = started("recipe=self-aligned")
+    update.learners.logits = torch.tensor([0.0, 0.0, 0.0, 0.0], requires_grad=True)  # alone: probability 1/4, perplexity 4
+    turn = Turn(TurnKind.ATTEMPT, [RIGHT], logprobs=[float(torch.tensor(0.5).log())], outcome=Outcome.CORRECT)
+    (rewards,) = update.reward([Trajectory("t", "p", "", "", [0], [turn])])
+    assert rewards == [pytest.approx(1 + 0.2 * 0.5)]  # (4 - 2) / 4
+
+
+def test_mini_batches_hold_whole_groups_and_none_is_empty():
+    groups = [[SimpleNamespace(id=f"{group}{member}") for member in range(2)] for group in "abc"]
+    found = [[example.id for example in batch] for batch in mini_batches(groups, 2)]
+    assert found == [["a0", "a1", "c0", "c1"], ["b0", "b1"]]
+    assert len(mini_batches(groups, 8)) == 3 and mini_batches([], 2) == []
