@@ -19,6 +19,7 @@ COMMANDS = {
     "rl": ("phases", "reinforcement learning from the fine-tuned model"),
     "evaluate": ("evaluate", "evaluate base, fine-tuned and RL model, or any model on any benchmark"),
     "compare": ("compare", "several runs side by side: table, paired tests, compare.html"),
+    "reproduce": ("reproduce", "tables and figures of the paper beside its numbers; trains what they lack"),
     "chat": ("chat", "ask a model in the terminal and watch it answer, judge and correct itself"),
     "serve": ("serve", "an OpenAI-compatible endpoint that returns the final answer and all turns"),
     "report": ("report", "show the table and write report.html again"),

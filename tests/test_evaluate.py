@@ -186,12 +186,18 @@ def test_a_mixture_of_usable_and_unusable_output_loses_no_problem(tmp_path: Path
     assert row["trajectories"] == 60 and row["scaling"]["n"] == [1, 2, 3]
 
 
-def test_a_problem_without_room_for_an_answer_counts_as_not_answered(tmp_path: Path):
-    long = to_problem("long " * 200, "7")
-    session = Answering(config_in(tmp_path), lambda trajectory: SOLVED % trajectory.gold)
-    row = measure(session, cell(), [*PROBLEMS, long], quietly)
-    assert row["stops"]["length"] == 1 and row["final"] == pytest.approx(100 * 20 / 21, abs=0.01)
-    assert len(session.asked) == 20
+def test_what_workers_failed_on_counts_as_wrong_and_is_asked_again(tmp_path: Path):
+    class Failing(Answering):
+        def generate(self, *arguments) -> list[Trajectory]:
+            done = super().generate(*arguments)
+            done[0].turns, done[0].stop_reason = [], StopReason.FAILED
+            return done
+
+    config = config_in(tmp_path)
+    row = measure(Failing(config, lambda item: SOLVED % item.gold), cell(), PROBLEMS, quietly)
+    assert (row["stops"]["failed"], row["final"]) == (5, 75.0)  # the first of each block of 4
+    again = Answering(config, lambda item: SOLVED % item.gold)
+    assert measure(again, cell(), PROBLEMS, quietly)["final"] == 100.0 and len(again.asked) == 5
 
 
 def test_methods_of_a_run_use_its_checkpoints_and_protocols(tmp_path: Path):
@@ -205,7 +211,7 @@ def test_names_of_methods_say_what_differs_from_the_rows_of_the_run(tmp_path: Pa
     config = config_in(tmp_path)
 
     def named(model: str, protocol: str, **changes) -> str:
-        return models.cell_of(model, "folder", protocol, "b", models.Request([model], **changes), config).method
+        return models.cell_of(models.Asked(model, protocol, **changes), "folder", "b", config).method
 
     assert named("base", "prompted") == "base" and named("base", "intrinsic") == "intrinsic"
     assert named("rl", "long_chain") == "rl" and named("rl", "intrinsic") == "rl, intrinsic"
@@ -222,7 +228,7 @@ def test_cells_that_differ_in_anything_have_folders_of_their_own():
 @pytest.mark.parametrize(("model", "says"), [("ift", "no such checkpoint yet"), ("./nowhere", "neither a checkpoint")])
 def test_a_model_that_is_not_there_is_refused(model: str, says: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=says):
-        models.evaluate_models(config_in(tmp_path), models.Request([model]))
+        models.evaluate_models(config_in(tmp_path), [models.Asked(model)])
 
 
 def test_stop_reasons_of_unusable_output_have_names(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from srl.config import Config, load_config
-from srl.driver.models import Request, evaluate_models
+from srl.driver.models import Asked, evaluate_models
 from srl.evaluation.cell import Trajectories
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import model_folder
@@ -15,7 +15,14 @@ from srl.tasks.problems import chain_problems
 
 
 def config_in(directory: Path, *more: str) -> Config:
-    small = ["rollout.threads=1", "rollout.max_sequences=8", "evaluate.block=8", "evaluate.problems=24", "evaluate.bootstrap=100"]
+    small = [
+        "run.local_cpus=10",
+        "evaluate.bootstrap=100",
+        "rollout.threads=1",
+        "rollout.max_sequences=8",
+        "evaluate.block=8",
+        "evaluate.problems=24",
+    ]
     return load_config(None, [f"run.directory={directory}", *small, *more])
 
 
@@ -32,10 +39,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, problems: Path) -> list[RunDi
     """One worker, the base model and a checkpoint that equals it; two workers and other blocks, a copy of the base model."""
     directory = tmp_path_factory.mktemp("runs")
     checkpoint = shutil.copytree(model_folder("embedded"), directory / "one" / "checkpoints" / "ift")
-    own = [str(problems)]
-    one = evaluate_models(config_in(directory, "name=one"), Request(["base", "ift"], own, ["prompted", "intrinsic"], 0.8))
-    config = config_in(directory, "name=two", "rollout.workers=2", "evaluate.block=3", "run.local_cpus=10")
-    return [one, evaluate_models(config, Request([str(checkpoint)], own, ["prompted"], 0.8))]
+    one, two = config_in(directory, "name=one"), config_in(directory, "name=two", "rollout.workers=2", "evaluate.block=3")
+    asked = [Asked(model, protocol, 0.8) for model in ("base", "ift") for protocol in ("prompted", "intrinsic")]
+    evaluate_models(one, asked, [str(problems)])
+    evaluate_models(two, [Asked(str(checkpoint), "prompted", 0.8)], [str(problems)])
+    return [RunDirectory(one), RunDirectory(two)]
 
 
 def same(row: dict) -> dict:

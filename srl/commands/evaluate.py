@@ -38,10 +38,11 @@ def run(options: argparse.Namespace, config: Config) -> None:
     if options.dry_run:
         phases.dry_run(config)
         return
-    from srl.driver.models import Request, evaluate_models
+    from srl.driver.models import Asked, evaluate_models
     from srl.driver.run import show
+    from srl.observe.run_directory import RunDirectory
 
-    request = Request(
-        options.model, options.benchmark, options.protocol, options.temperature, options.samples, options.sampling_seed
-    )
-    show(evaluate_models(config, request))
+    how = (options.temperature, options.samples, options.sampling_seed)
+    asked = [Asked(model, protocol, *how) for model in options.model for protocol in options.protocol or [""]]
+    evaluate_models(config, asked, options.benchmark)
+    show(RunDirectory(config))

@@ -45,37 +45,46 @@ def measure(session: Session, cell: Cell, problems: list[Problem], progress: Cal
     A trajectory's tokens depend on its id and the seed alone, so neither the number of workers nor an interruption changes the
     row. Raises ConfigError for a model folder without weights.
     """
-    store = Trajectories(session.run.file(f"evaluations/{cell.slug()}"), identity(session.config, cell))
-    found = store.read()
-    wanted = [
-        (f"test/{cell.benchmark}/{problem.prompt_id}/{sample}", problem) for sample in range(cell.samples) for problem in problems
-    ]
-    missing = [(name, problem) for name, problem in wanted if name not in found]
-    progress(len(wanted) - len(missing))
+    store = kept(session, cell)
+    found, names = store.read(), wanted(cell, problems)
+    missing = [(name, problem) for name, problem in names if name not in found]
+    progress(len(names) - len(missing))
     size = session.config.evaluate.block * session.config.rollout.workers
     if missing:
         session.use_weights(cell.model)
     for start in range(0, len(missing), size):
         block = sample(session, cell, missing[start : start + size], progress)
-        store.add(block)
+        # What workers failed on says nothing of the model: it counts as wrong now and is asked again next time.
+        store.add([trajectory for trajectory in block if trajectory.stop_reason is not StopReason.FAILED])
         found.update((trajectory.id, trajectory) for trajectory in block)
-    return record(session, cell, [found[name] for name, _ in wanted])
+    return record(session, cell, [found[name] for name, _ in names])
+
+
+def kept(session: Session, cell: Cell) -> Trajectories:
+    return Trajectories(session.run.file(f"evaluations/{cell.slug()}"), identity(session.config, cell))
+
+
+def wanted(cell: Cell, problems: list[Problem]) -> list[tuple[str, Problem]]:
+    """Trajectories of a cell by id, with their problems."""
+    return [
+        (f"test/{cell.benchmark}/{problem.prompt_id}/{sample}", problem) for sample in range(cell.samples) for problem in problems
+    ]
+
+
+def complete(session: Session, cell: Cell, problems: list[Problem]) -> bool:
+    """Whether nothing has to be sampled for the cell."""
+    found = kept(session, cell).read()
+    return all(name in found for name, _ in wanted(cell, problems))
 
 
 def sample(session: Session, cell: Cell, wanted: list[tuple[str, Problem]], progress: Callable[[int], None]) -> list[Trajectory]:
-    """Graded trajectories. A problem that leaves no room for an answer is one that the model cannot answer: LENGTH, no turns."""
+    """Graded trajectories."""
     started = [session.new_trajectory(name, problem) for name, problem in wanted]
     for trajectory in started:
         trajectory.seed = cell.seed
-    longest = session.config.model.max_length
-    too_long = [trajectory for trajectory in started if len(trajectory.prompt_token_ids) >= longest]
-    for trajectory in too_long:
-        trajectory.stop_reason = StopReason.LENGTH
-    progress(len(too_long))
-    fitting = [trajectory for trajectory in started if len(trajectory.prompt_token_ids) < longest]
-    done = session.pool().generate(cell.protocol, fitting, cell.temperature, progress)
+    done = session.pool().generate(cell.protocol, started, cell.temperature, progress)
     session.grade(done)
-    return too_long + done
+    return done
 
 
 def record(session: Session, cell: Cell, trajectories: list[Trajectory]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Evaluation of any models on any benchmarks, from the command line."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
 from srl.config import Config, ConfigError
-from srl.driver.evaluate import METHODS, measure
+from srl.driver.evaluate import METHODS, complete, measure
 from srl.driver.run import stop_on_sigterm
 from srl.driver.session import Session, connect, load_task
 from srl.evaluation.cell import Cell
@@ -18,49 +19,58 @@ from srl.protocols.protocol import build_protocol
 from srl.tasks.problems import Problem, check_golds, load_problems
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate. Models: `base`, a checkpoint of the run (`ift`, `rl`, ...), a folder or a hub name; no benchmark means
-    those of the run."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model and how to ask it: `base`, a checkpoint of the run (`ift`, `rl`, ...), a folder or a hub name.
 
-    models: list[str]
-    benchmarks: list[str] = field(default_factory=list)
-    protocols: list[str] = field(default_factory=list)
+    What is "" or None is the run's own: its protocol (for the base model `prompted`), evaluate.temperature, evaluate.samples,
+    run.seed.
+    """
+
+    model: str
+    protocol: str = ""
     temperature: float | None = None
     samples: int | None = None
     seed: int | None = None
 
 
-def evaluate_models(config: Config, request: Request) -> RunDirectory:
-    """Measure every model with every protocol on every benchmark; rows go to the run's results.json. Returns the run.
+def evaluate_models(
+    config: Config, asked: Sequence[Asked], benchmarks: Sequence[str] = (), limit: int | None = None
+) -> list[dict]:
+    """Rows of everything asked on every benchmark (none: those of the run), of `limit` problems each; also in results.json.
 
-    Raises ConfigError for a model, benchmark or protocol that is none, before any engine starts.
+    Raises ConfigError for a model, benchmark or protocol that is none, before any engine starts; starts none if all is there.
     """
     path = RunDirectory.locate(config)
-    sources = {name: source_of(name, config, path) for name in request.models}
+    sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
     for source in sources.values():
         check_model(with_model(config, source, path))
-    problems = {name: tests for wanted in request.benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
-    run = RunDirectory(config)
+    problems = {name: tests[:limit] for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    run, rows = RunDirectory(config), []
     try:
-        connect(config)
-        stop_on_sigterm()
         for name, source in sources.items():
             session = Session(with_model(config, source, path), run)
-            for protocol in request.protocols or [default_protocol(name, config)]:
-                check_protocol(protocol, session)
+            for item in (item for item in asked if item.model == name):
+                check_protocol(item.protocol or default_protocol(name, config), session)
                 for title, tests in problems.items():
-                    cell = cell_of(name, source, protocol, title, request, config)
-                    with bar(len(tests) * cell.samples, "trajectories") as progress:
-                        row = measure(session, cell, tests, progress)
-                    numbers = "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta"))
-                    say(f"{cell.method} on {title}: {numbers}")
+                    rows.append(told(session, cell_of(item, source, title, config), tests))
             session.stop_engines()
     finally:
         run.close()
         if ray.is_initialized():
             ray.shutdown()
-    return run
+    return rows
+
+
+def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
+    """Measure a cell and say what came out."""
+    if not complete(session, cell, tests):
+        connect(session.config)
+        stop_on_sigterm()
+    with bar(len(tests) * cell.samples, "trajectories") as progress:
+        row = measure(session, cell, tests, progress)
+    say(f"{cell.method} on {cell.benchmark}: " + "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta")))
+    return row
 
 
 def source_of(name: str, config: Config, run: Path) -> str:
@@ -111,14 +121,15 @@ def benchmark(name: str, config: Config) -> dict[str, list[Problem]]:
     return tests
 
 
-def cell_of(name: str, source: str, protocol: str, benchmark: str, request: Request, config: Config) -> Cell:
+def cell_of(asked: Asked, source: str, benchmark: str, config: Config) -> Cell:
     """The method's name in the table says what differs from the run's own rows."""
-    settings = config.evaluate
-    temperature = settings.temperature if request.temperature is None else request.temperature
-    samples, seed = request.samples or settings.samples, config.run.seed if request.seed is None else request.seed
-    asked = {(checkpoint or "base", own or config.protocol.name): title for title, (checkpoint, own) in METHODS.items()}
+    name, settings = asked.model, config.evaluate
+    protocol = asked.protocol or default_protocol(name, config)
+    temperature = settings.temperature if asked.temperature is None else asked.temperature
+    samples, seed = asked.samples or settings.samples, config.run.seed if asked.seed is None else asked.seed
+    titles = {(checkpoint or "base", own or config.protocol.name): title for title, (checkpoint, own) in METHODS.items()}
     model = Path(name).name if "/" in name else name
-    words = [asked[name, protocol]] if (name, protocol) in asked else [model, protocol]
+    words = [titles[name, protocol]] if (name, protocol) in titles else [model, protocol]
     words = [model] if words == [model, default_protocol(name, config)] else words
     words += [] if temperature == settings.temperature else ["greedy" if temperature == 0 else f"T {temperature:g}"]
     words += [] if samples == settings.samples else [f"{samples} samples"]

@@ -14,7 +14,7 @@ from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verd
 
 RIGHT_RIGHT, RIGHT_WRONG, WRONG_RIGHT, WRONG_WRONG = "right->right", "right->wrong", "wrong->right", "wrong->wrong"
 TRANSITIONS = (RIGHT_RIGHT, RIGHT_WRONG, WRONG_RIGHT, WRONG_WRONG)
-FORMAT_FAILURES = (StopReason.NO_VERDICT, StopReason.NO_REVISION, StopReason.LENGTH)
+FORMAT_FAILURES = (StopReason.NO_VERDICT, StopReason.NO_REVISION, StopReason.LENGTH, StopReason.TOKENS, StopReason.TIME)
 
 
 def summarise(
