@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.config import Config, Stage1Config, load_config
+from srl.config import Config, ConfigError, Stage1Config, load_config
 from srl.learner.batch import weighted_example
 from srl.pipelines.assemble import (
     balance,
+    check_tokenizer,
     check_weights,
     choose,
     load_demonstrations,
@@ -21,6 +22,7 @@ from srl.pipelines.assemble import (
 )
 from srl.pipelines.card import add, bucket, card_text, data_card, difficulty_of, problem_statistics
 from srl.pipelines.classes import candidates
+from srl.pipelines.samples import write_block
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import Sampled, append_chain
 from srl.tasks.chains import Chain, check, question, solution, verdict_line
@@ -419,6 +421,15 @@ def test_verdicts_of_a_rendered_path_are_typed(chat):
 # --- files
 
 
+def test_samples_of_another_tokenizer_are_refused(chat, tmp_path):
+    attempt = row("p/a0", True, chat=chat) | {"logprobs": [], "seed": 0, "temperature": 1.0, "weights": ""}
+    write_block([attempt], {}, tmp_path / "same.parquet")
+    check_tokenizer(tmp_path / "same.parquet", chat)
+    write_block([attempt | {"token_ids": attempt["token_ids"][1:]}], {}, tmp_path / "other.parquet")
+    with pytest.raises(ConfigError, match=r"other\.parquet: its token ids do not read as its text"):
+        check_tokenizer(tmp_path / "other.parquet", chat)
+
+
 def demonstration(problem: int, n: int) -> dict:
     name = f"p{problem}"
     return {
@@ -483,5 +494,5 @@ def test_the_card_as_text_has_every_number_and_marks_what_is_trained(chat):
     shown = {"id": "p/a0", "class": "D1", "messages": messages(render("D1", path("D1", chat), config(), chat), chat)}
     card = data_card(config(), problem_statistics(SAMPLED), {"balance of the mix": 7}, {"classes": Counter(D1=3)}, [shown])
     text = card_text(card)
-    assert "| balance of the mix | 7 | 100.0 |" in text and "| verdicts accepted | 3 |" in text and "| D1 | 3 | 100.0 |" in text
+    assert "| balance of the mix | 7 | 100.0 |" in text and "| verdicts accepted | 3 |\n" in text and "| D1 | 3 | 100.0 |" in text
     assert f"{RIGHT}   <- trained" in text and f"{SLIP}   <- trained" not in text

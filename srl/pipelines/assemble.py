@@ -236,9 +236,10 @@ class Assembler:
 def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any], list[Row]]:
     """Write the demonstrations of all sample files to one Parquet file; returns the data card and every problem's difficulty.
 
-    Raises ConfigError when a class that the mix needs has no trajectory at all.
+    Raises ConfigError when a class that the mix needs has no trajectory at all, and for samples of another tokenizer.
     """
     files, parts = sample_files(samples), target.with_suffix(".parts")
+    check_tokenizer(files[0], Chat(model_folder(config.model.path), config.prompts))
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     dataset = ray.data.from_items([{"path": str(path)} for path in files], override_num_blocks=len(files)).map(
@@ -268,6 +269,12 @@ def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any
     shutil.rmtree(parts)
     card = data_card(config, statistics, {name: n for name, n in sorted(dropped.items()) if n}, shown, examples)
     return card, sorted((row for one in found for row in one["difficulty"]), key=lambda row: row["prompt_id"])
+
+
+def check_tokenizer(file: Path, chat: Chat) -> None:
+    row = next(problems_in(file, ["prompt_id", "text", "token_ids"]))[0]
+    if chat.decode(row["token_ids"]) != row["text"]:
+        raise ConfigError(f"{file}: its token ids do not read as its text, so these samples are of another tokenizer")
 
 
 def split_of(prompts: set[str], config: Config) -> dict[str, str]:

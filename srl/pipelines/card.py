@@ -129,8 +129,10 @@ def card_text(card: Mapping[str, Any]) -> str:
     tables = {"sampled": card["counts"], "left out": card["dropped"], "demonstrations": card["classes"], **card["tables"]}
     for title, counts in tables.items():
         total = sum(counts.values())
-        lines += [f"## {title}", "", "| | n | % |", "|---|---:|---:|"]
-        lines += [f"| {name} | {count:,} | {100 * count / total:.1f} |" for name, count in counts.items()] if total else []
+        # Kinds of samples and of tokens are no parts of one whole.
+        shares = total > 0 and title not in ("sampled", "tokens")
+        lines += [f"## {title}", "", "| | n | % |" if shares else "| | n |", "|---|---:|---:|" if shares else "|---|---:|"]
+        lines += [f"| {name} | {n:,} |" + (f" {100 * n / total:.1f} |" if shares else "") for name, n in counts.items()]
         lines.append("")
     for shown in card["examples"]:
         lines += [f"## example of {shown['class']}: {shown['id']}", ""]
@@ -142,34 +144,30 @@ def card_text(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-HISTOGRAMS = [
-    ("tokens per attempt", "tokens per verdict", "tokens per revision", "tokens per demonstration"),
-    ("problems by share of right attempts",),
-]
+PLOTS = {
+    "lengths": ("tokens per attempt", "tokens per verdict", "tokens per revision", "tokens per demonstration"),
+    "difficulty": ("problems by share of right attempts",),
+    "verdicts": ("verdicts on correct attempts", "verdicts on wrong attempts"),
+    "mix": ("classes", "dropped"),
+}
 
 
 def write_plots(card: Mapping[str, Any], folder: Path) -> list[Path]:
-    """One SVG per question: how long, how hard, do verdicts agree, which classes."""
+    """One SVG per question: how long, how hard, do verdicts agree, which classes and why not more."""
     from matplotlib.figure import Figure
 
-    files = []
-    for title, names in (
-        ("lengths", [name for name in HISTOGRAMS[0] if name in card["tables"]]),
-        ("difficulty", [name for name in HISTOGRAMS[1] if name in card["tables"]]),
-        ("verdicts", [name for name in card["tables"] if name.startswith("verdicts on")]),
-        ("mix", ["classes", "dropped"]),
-    ):
+    files, tables = [], {"classes": card["classes"], "dropped": card["dropped"], **card["tables"]}
+    for title, wanted in PLOTS.items():
+        names = [name for name in wanted if tables.get(name)]
         if not names:
             continue
         figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            counts = card["tables"].get(name) or card.get(name, {})
-            axes.barh(list(counts), list(counts.values()), color="#2a68b0")
+            axes.barh(list(tables[name]), list(tables[name].values()), color="#2a68b0")
             axes.invert_yaxis()
             axes.set_title(name, fontsize=9)
             axes.tick_params(labelsize=7)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            axes.spines[["top", "right"]].set_visible(False)
         files.append(folder / f"{title}.svg")
         figure.savefig(files[-1])
     return files
