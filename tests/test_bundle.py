@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 
-from srl.weights.bundle import check_bucket, checksum, fill_buckets, folder_tensors
+from srl.weights.bundle import check_bucket, checksum, fill_buckets, folder_tensors, pack
 
 
 def tensor(size: int) -> torch.Tensor:
@@ -12,7 +13,7 @@ def tensor(size: int) -> torch.Tensor:
 
 def names(sizes: list[int], limit: int) -> list[list[str]]:
     named = [(str(index), tensor(size)) for index, size in enumerate(sizes)]
-    return [list(bucket) for bucket in fill_buckets(named, limit)]
+    return [[name for name, _ in bucket] for bucket in fill_buckets(named, limit)]
 
 
 def test_tensors_are_packed_in_order_up_to_the_limit():
@@ -34,6 +35,15 @@ def test_every_tensor_is_in_exactly_one_bucket_and_only_single_ones_exceed_the_l
     for bucket in buckets:
         total = sum(sizes[int(name)] for name in bucket)
         assert total <= limit or sizes[int(bucket[0])] == total
+
+
+def test_a_packed_bucket_is_a_safetensors_file():
+    several = {"a": torch.randn(3, 5).bfloat16(), "b": torch.randn(4, 2).t(), "c": torch.tensor(2.5), "d": torch.ones(1).half()}
+    tensors = list(several.items())
+    found = load(pack(tensors).tobytes())
+    assert set(found) == {name for name, _ in tensors}
+    for name, tensor in tensors:
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
 
 
 def test_a_bucket_that_changed_on_its_way_is_refused_with_version_and_index():

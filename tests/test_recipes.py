@@ -13,7 +13,7 @@ import yaml
 import srl.driver.policy
 from srl.config import RECIPES, Config, ConfigError, load_config
 from srl.driver.policy import PolicyUpdate, recipe_functions
-from srl.driver.sampling import sample_extra, sample_groups
+from srl.driver.sampling import new_group, sample_extra, sample_mixed
 from srl.driver.session import Session, connect
 from srl.learner.batch import policy_example
 from srl.learner.group import LearnerGroup
@@ -102,8 +102,8 @@ class Stage:
         connect(config)
         self.session = Session(config, RunDirectory(config))
         self.session.pool(), self.session.rewards()
-        self.learners = LearnerGroup(config, self.session.base, self.session.base, 1e-3, 0.0, 1.0)
-        self.critic = LearnerGroup(config, self.session.base, None, 1e-3, 0.0, 1.0, critic=True)
+        self.learners = LearnerGroup(config, self.session.base, self.session.base, 0.0, 1.0)
+        self.critic = LearnerGroup(config, self.session.base, None, 0.0, 1.0, critic=True)
 
     def group(self, *_, critic: bool = False) -> LearnerGroup:
         return self.critic if critic else self.learners
@@ -112,8 +112,7 @@ class Stage:
         """The same actors under another configuration, the engine with the learners' weights."""
         session = copy.copy(self.session)
         session.config = load_config(None, [*self.overrides, *overrides])
-        bundle, _ = self.learners.publish(session.pool().version + 1)
-        session.pool().load_weights(bundle)
+        session.pool().load_weights(self.learners.publish(session.pool().version + 1))
         return session
 
 
@@ -129,10 +128,15 @@ def one_step(stage: Stage, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     monkeypatch.setattr(srl.driver.policy, "LearnerGroup", stage.group)
     session = stage.with_recipe(*overrides)
     update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
-    trajectories = sample_groups(session, problems(session.config), session.pool().version)
+    trajectories = sampled(session, session.pool().version)
     session.grade(trajectories)
     trajectories += sample_extra(session, trajectories)
     return session.config, update.step(trajectories, 0, 1e-5), trajectories
+
+
+def sampled(session: Session, number: int) -> list[Trajectory]:
+    asked = [trajectory for problem in problems(session.config) for trajectory in new_group(session, problem, f"rl/{number}")]
+    return session.pool().generate(session.config.protocol.name, asked, 1.0)
 
 
 def problems(config: Config) -> list[Problem]:
@@ -190,11 +194,10 @@ def test_cream_compares_the_policy_with_that_of_the_step_before(stage, monkeypat
     update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
     found = []
     for step in range(3):
-        trajectories = sample_groups(session, problems(session.config), 900 + step)
+        trajectories = sampled(session, 900 + step)
         session.grade(trajectories)
         found.append(update.step(trajectories, step, 1e-4))
-        bundle, _ = update.learners.publish(session.pool().version + 1)
-        session.pool().load_weights(bundle)
+        session.pool().load_weights(update.learners.publish(session.pool().version + 1))
     assert "consistency" not in found[0] and 0 < found[1]["consistency"] < 1
     assert found[2]["consistency"] > 0.5  # two policies one small step apart rank alike
 
@@ -202,9 +205,10 @@ def test_cream_compares_the_policy_with_that_of_the_step_before(stage, monkeypat
 def test_a_share_of_each_group_comes_from_the_policy_of_the_step_before(stage):
     session = stage.with_recipe("recipe=mdpo-mixture", ASKED, "rl.group=9")
     version = session.pool().version
-    bundles = [stage.learners.publish(version + ahead)[0] for ahead in (1, 2)]
-    trajectories = sample_groups(session, problems(session.config)[:2], 950, bundles)
-    versions = [[t.turns[0].weight_version - version for t in trajectories[start : start + 9]] for start in (0, 9)]
+    previous, current = (stage.learners.publish(version + ahead) for ahead in (1, 2))
+    session.pool().load_weights(current)
+    groups = sample_mixed(session, [new_group(session, problem, "rl/950") for problem in problems(session.config)[:2]], previous)
+    versions = [[trajectory.turns[0].weight_version - version for trajectory in group] for group in groups]
     assert versions == [[1] * 3 + [2] * 6] * 2 and session.pool().version == version + 2
 
 

@@ -31,7 +31,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 @pytest.fixture(scope="module")
 def learners(session: Session) -> LearnerGroup:
-    return LearnerGroup(session.config, session.base, None, 1e-3, 0.0, 1.0)
+    return LearnerGroup(session.config, session.base, None, 0.0, 1.0)
 
 
 def attempts(session: Session, count: int = 24) -> list[Trajectory]:
@@ -55,8 +55,7 @@ def test_learner_and_engine_agree_before_and_after_a_sync(session: Session, lear
     learners.train([policy_example(trajectory, 0.0) for trajectory in before], sft_loss, 1e-3)
     assert largest_gap(before, learners) > 1e-3, "the update changed nothing"
     for version in (1, 2):
-        bundle, _ = learners.publish(version)
-        session.pool().load_weights(bundle)
+        session.pool().load_weights(learners.publish(version))
         after = session.pool().generate("prompted", attempts(session), 1.0)
         assert largest_gap(after, learners) < 1e-4
         assert {turn.weight_version for t in after for turn in t.turns if turn.sampled} == {version}

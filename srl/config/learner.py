@@ -13,9 +13,22 @@ class LearnerConfig(Section):
     gpus: float = Field(0, ge=0, description="GPUs per learner actor; 0 trains on CPU with gloo.")
     nodes: dict[str, str] = Field({}, description="Ray node labels that the node of every learner actor must have.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
-    micro_batch_tokens: int = Field(8192, gt=0, description="Tokens per forward pass and rank, without padding.")
+    micro_batch_tokens: int = Field(2048, gt=0, description="Tokens per forward pass and rank, without padding.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     offload_optimizer: bool = Field(False, description="Keep the optimizer's state in host memory. Only with gpus > 0.")
+    lora_rank: int = Field(0, ge=0, description="Rank of low-rank adapters; 0 trains the whole model.")
+    lora_alpha: float = Field(32.0, gt=0, description="Adapters are scaled by this / rank.")
+    lora_targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="Linear layers that get an adapter, by the last part of their names.",
+    )
     threads: int = Field(2, ge=1, description="Torch threads per CPU learner.")
-    timeout_s: float = Field(900, gt=0, description="Longest wait for one training step, seconds.")
+    start_timeout_s: float = Field(300, gt=0, description="Longest wait for the cluster to have room for all learners, seconds.")
+    timeout_s: float = Field(
+        900, gt=0, description="Longest wait for one call to the learners, such as a training step, seconds."
+    )
     bucket_mib: int = Field(64, ge=1, description="Size of a weight-sync bucket, MiB.")
+    checkpoint_every: int = Field(1, ge=1, description="RL steps between checkpoints to resume from.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept while RL runs.")
+    upload: str = Field("", description="Path of any kind that fsspec writes, such as s3://, where RL's checkpoints are copied.")
+    retries: int = Field(2, ge=0, description="How often lost learners are started again from the last checkpoint.")

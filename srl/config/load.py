@@ -49,6 +49,11 @@ class Config(Section):
             )
         if self.rl.prompts % self.rl.mini_batches:
             raise ValueError(f"rl.prompts={self.rl.prompts} is not a multiple of rl.mini_batches={self.rl.mini_batches}")
+        if self.learner.lora_rank and (self.rl.reference_every or self.objective.consistency):
+            raise ValueError(
+                f"learner.lora_rank={self.learner.lora_rank}: the reference is the model without adapters, which stays; "
+                "rl.reference_every and objective.consistency need learner.lora_rank=0"
+            )
         if self.learner.offload_optimizer and not self.learner.gpus:
             raise ValueError("learner.offload_optimizer=true needs learner.gpus > 0")
         return self

@@ -33,8 +33,25 @@ class RlConfig(Section):
     previous_share: float = Field(
         0.0, ge=0, lt=1, description="Share of each group sampled by the policy of the step before (M-DPO's mixture: 0.33)."
     )
+    ahead: int = Field(
+        0,
+        ge=0,
+        description="Steps that sampling may run ahead of training: there are (this + 1) x prompts slots for groups, each freed "
+        "when the weights that its group was trained into are loaded. 0 is synchronous.",
+    )
+    importance_cap: float = Field(
+        2.0,
+        gt=0,
+        description="Largest importance weight of a token when another policy sampled it: older weights, or bfloat16 in both.",
+    )
     evaluate_every: int = Field(5, ge=1, description="Steps between evaluations on the validation problems.")
     patience: int = Field(0, ge=0, description="Evaluations in a row without a better one after which RL stops; 0 never.")
+
+    @model_validator(mode="after")
+    def _mixture(self) -> "RlConfig":
+        if self.ahead and self.previous_share:
+            raise ValueError(f"rl.ahead={self.ahead} and rl.previous_share={self.previous_share:g}: the mixture needs ahead=0")
+        return self
 
 
 class CreditConfig(Section):

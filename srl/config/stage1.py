@@ -66,3 +66,6 @@ class SftConfig(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps for linear warm-up; cosine to zero after it.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    checkpoint_every: int = Field(
+        200, ge=1, description="Optimizer steps between checkpoints to resume from; the end of an epoch is always one."
+    )

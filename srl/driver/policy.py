@@ -6,6 +6,8 @@ Which of them is the recipe's choice: `rl.filters`, `credit`, `objective`. Nothi
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ import torch
 from srl.config import Config
 from srl.config.names import look_up
 from srl.learner.batch import Example, policy_example
+from srl.learner.correction import corrected
 from srl.learner.credit import Rewards, TokenArrays, assign_credit, kl_weights
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import Loss, sft_loss
@@ -39,16 +42,19 @@ class PolicyUpdate:
         self.config, self.opening = config, opening
         self.rules, self.filters, self.pair_rules = recipe_functions(config)
         reference = start if config.objective.needs_reference else None
-        self.learners = LearnerGroup(config, start, reference, rl.learning_rate, rl.weight_decay, rl.gradient_clip)
+        self.learners = LearnerGroup(config, start, reference, rl.weight_decay, rl.gradient_clip)
         self.critic = None
         if config.credit.needs_critic:
-            rate = config.critic.learning_rate
-            self.critic = LearnerGroup(config, start, None, rate, rl.weight_decay, rl.gradient_clip, critic=True)
+            self.critic = LearnerGroup(config, start, None, rl.weight_decay, rl.gradient_clip, critic=True)
         self.kl_factor = 1.0
         self.previous: int | None = None  # the step whose policy, before its update, is kept for CREAM
+        self.silent: set[str] = set()  # prompts of the last step whose groups taught nothing
 
-    def step(self, trajectories: list[Trajectory], step: int, learning_rate: float) -> Metrics:
-        """Set every trajectory's reward and train on them; metrics are means over the optimizer steps."""
+    def step(self, trajectories: list[Trajectory], step: int, learning_rate: float, off_policy: bool = False) -> Metrics:
+        """Set every trajectory's reward and train on them; metrics are means over the optimizer steps.
+
+        `off_policy`: what sampled them is not quite the policy that is trained, and a policy loss has to make up for it.
+        """
         rewards = self.reward(trajectories)
         kept, metrics = apply_filters(trajectories, {"empty": with_tokens, **self.filters})
         kept_ids = {trajectory.id for trajectory in kept}
@@ -56,7 +62,11 @@ class PolicyUpdate:
         make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
             self.config.objective.loss, self.comparisons
         )
+        self.silent = set()
         examples, loss, found = make(kept, rewards)
+        if off_policy and make == self.comparisons:
+            examples, gaps = self.made_up_for(examples)
+            found |= gaps
         if self.config.objective.consistency:
             self.learners.freeze("previous")
             self.previous = step
@@ -87,6 +97,38 @@ class PolicyUpdate:
                     raise FloatingPointError(f"RL step {step}, optimizer step {len(updates)}: {', '.join(wrong)} not finite")
                 updates.append(found)
         return updates
+
+    def made_up_for(self, examples: Groups) -> tuple[Groups, Metrics]:
+        """Importance weights from the sampling policy to the current one."""
+        flat = [example for group in examples for example in group]
+        if not flat:
+            return examples, {}
+        weighted, gaps = corrected(flat, self.learners.logprobs(flat), self.config.rl.importance_cap)
+        by_id = {example.id: example for example in weighted}
+        return [[by_id[example.id] for example in group] for group in examples], gaps
+
+    def save_state(self, folder: Path) -> None:
+        for name, group in self.learner_groups().items():
+            (folder / name).mkdir()
+            group.save_state(folder / name)
+
+    def load_state(self, folder: Path) -> None:
+        for name, group in self.learner_groups().items():
+            group.load_state(folder / name)
+
+    def to_record(self) -> dict[str, Any]:
+        return {"kl_factor": self.kl_factor, "previous": self.previous}
+
+    def from_record(self, record: dict[str, Any]) -> None:
+        self.kl_factor, self.previous = record["kl_factor"], record["previous"]
+
+    def rebuild(self) -> None:
+        """New learners in the place of lost ones; `load_state` must follow."""
+        for group in self.learner_groups().values():
+            group.rebuild()
+
+    def learner_groups(self) -> dict[str, LearnerGroup]:
+        return {"policy": self.learners} | ({"critic": self.critic} if self.critic else {})
 
     def close(self) -> None:
         self.learners.close()
@@ -127,7 +169,8 @@ class PolicyUpdate:
             by_group.setdefault(trajectory.prompt_id, []).append(example)
             if np.any(advantages[index]):
                 speaking.add(trajectory.prompt_id)
-        found = {"groups": len(by_group), "groups_without_signal": len(by_group) - len(speaking)}
+        self.silent = by_group.keys() - speaking
+        found = {"groups": len(by_group), "groups_without_signal": len(self.silent)}
         return [examples for prompt, examples in by_group.items() if prompt in speaking], self.policy_loss(), found
 
     def demonstrations(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:

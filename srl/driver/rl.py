@@ -1,70 +1,221 @@
 """Stage 2: roll out, grade, update, send the weights back; keep the policy that does best on validation.
 
-Synchronous: each step samples from the policy that it trains.
+With `rl.ahead` 0 each step samples from the policy that it trains; else sampling runs ahead by so many steps, and what is left
+of the difference is made up for.
 """
 
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from srl.config import ConfigError
 from srl.driver.evaluate import run_protocol
-from srl.driver.policy import PolicyUpdate
-from srl.driver.sampling import sample_extra, sample_groups
+from srl.driver.flow import Flow, has_failed
+from srl.driver.ledger import Ledger, Stream
+from srl.driver.policy import PolicyUpdate, logprobs
+from srl.driver.resume import checkpoints, forget_after, load, save
+from srl.driver.sampling import sample_extra
 from srl.driver.selection import Selection
 from srl.driver.session import Session
 from srl.evaluation.metrics import summarise
+from srl.learner.batch import policy_example
+from srl.learner.correction import policy_age
+from srl.learner.group import LearnerLost
 from srl.learner.schedule import schedule
 from srl.observe.alarms import alarms, behaviour
+from srl.observe.records import append_line
 from srl.reward.rules import final_outcome
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, Trajectory
+from srl.weights.bundle import Bundle
+
+HANDS = 4  # trajectories of the handshake
+MOST_GAP = 0.1  # mean |difference| of log-probabilities, nats per token; bfloat16 has a few thousandths
 
 
 def train_policy(session: Session, problems: list[Problem], validation: list[Problem], say: Callable[[str], None]) -> None:
     """Stage 2 as the recipe says; writes the policy that did best on validation to checkpoints/rl."""
-    config, settings, run = session.config, session.config.rl, session.run
-    start = start_folder(session)
-    session.use_weights(start)
-    session.policy_moves()
-    update = PolicyUpdate(config, start, session.chat.opening(""))
-    batches = problem_batches(problems, settings.prompts, config.run.seed)
-    selection, history, weights = Selection(settings.patience), [], []
-    validate(session, validation, 0, say)
-    for step in range(settings.steps):
-        clock = Clock()
-        trajectories = sample_groups(session, next(batches), step, weights)
-        clock.lap("rollout_s")
-        session.grade(trajectories)
-        extra = sample_extra(session, trajectories)
-        clock.lap("reward_s")
-        learning_rate = settings.learning_rate * schedule(step, settings.steps, settings.warmup_steps, decay=False)
-        updated = update.step(trajectories + extra, step, learning_rate)
-        clock.lap("learner_s")
-        if updated["optimizer_steps"]:
-            bundle, _ = update.learners.publish(session.pool().version + 1)
-            session.pool().load_weights(bundle)
-            weights = [*weights, bundle][-2:] if settings.previous_share else []
-        clock.lap("weights_s")
-        metrics = step_metrics(trajectories, updated, clock, learning_rate, session.pool().version)
-        run.record("rl", step, **metrics)
-        say(step_line(step, settings.steps, metrics))
-        tell_alarms(session, history, {"step": step, **metrics}, say)
-        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
-            row = validate(session, validation, step + 1, say)
-            if selection.offer(step + 1, row["final"], row["delta"]):
-                update.learners.save(run.file("checkpoints/rl"))
-            if selection.exhausted:
-                say(f"step {step + 1}: none of the last {settings.patience} evaluations was better, RL ends")
-                break
-    say(f"kept: step {selection.best_step}, final {selection.best[0]:.1f}")
+    update = PolicyUpdate(session.config, start_folder(session), session.chat.opening(""))
+    train(Training(session, update, problems, validation, say))
     update.close()
 
 
+def train(training: "Training") -> None:
+    """All steps, from the last checkpoint on if there is one.
+
+    Raises RuntimeError when learners die more than `learner.retries` times.
+    """
+    retries, losses = training.session.config.learner.retries, 0
+    prepare: Callable[[], None] | None = training.begin
+    while prepare or not training.finished():
+        try:
+            if prepare:
+                prepare()
+                prepare = None
+            else:
+                training.one_step()
+        except LearnerLost as error:
+            losses += 1
+            if losses > retries:
+                raise RuntimeError(f"learner.retries={retries}: {error}") from error
+            training.say(f"step {training.step + 1}: {error}; going on from the last checkpoint")
+            prepare = training.recover
+    best = training.selection
+    training.say(f"kept: step {best.best_step}, final {best.best[0]:.1f}")
+
+
+class Training:
+    """What lasts from step to step. `step` is the next one."""
+
+    def __init__(
+        self,
+        session: Session,
+        update: PolicyUpdate,
+        problems: list[Problem],
+        validation: list[Problem],
+        say: Callable[[str], None],
+    ):
+        self.session, self.update, self.validation, self.say = session, update, validation, say
+        settings = session.config.rl
+        self.ledger = Ledger(settings.prompts, settings.ahead)
+        self.flow = Flow(session, Stream(problems, session.config.run.seed), self.ledger)
+        self.selection = Selection(settings.patience)
+        self.store = checkpoints(session.config, session.run)
+        self.step, self.version = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.taken: dict[int, list[Trajectory]] = {}
+        self.previous: Bundle | None = None
+
+    def begin(self) -> None:
+        """From the last checkpoint, or from the start; either way the learners' weights go the whole way before anything else."""
+        self.session.policy_moves()
+        folder = self.store.latest()
+        if folder is None:
+            forget_after(self.session.run, -1)
+            self.publish()
+            self.shake_hands()
+            self.validate()
+            self.save()
+            return
+        self.step, self.version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
+        self.say(f"continuing with step {self.step + 1}")
+        self.history = forget_after(self.session.run, self.step)
+        self.publish()
+        self.shake_hands()
+        self.flow.begin_again(self.step)
+
+    def recover(self) -> None:
+        """After a learner's death: new learners, the last checkpoint. What was sampled stays if it is from the same step."""
+        self.update.rebuild()
+        if (folder := self.store.latest()) is None:
+            self.begin()
+            return
+        before, record = self.step, self.ledger.to_record()
+        self.step, _, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
+        self.history = forget_after(self.session.run, self.step)
+        self.publish()
+        if self.step == before:
+            self.ledger.restore(record)
+            self.flow.put_back(self.taken)
+        else:
+            self.flow.new_life(self.step)
+        self.taken = {}
+
+    def shake_hands(self) -> None:
+        """In the first minute: what the rollout workers sample with the weights they were sent is what the learners would say.
+
+        Raises RuntimeError when the two disagree on a token by more than float noise explains.
+        """
+        asked = [self.session.new_trajectory(f"handshake/{problem.prompt_id}", problem) for problem in self.validation[:HANDS]]
+        done = self.session.pool().generate(self.session.config.protocol.name, asked, 1.0)
+        scored = self.update.learners.logprobs([policy_example(trajectory, 0.0) for trajectory in done])
+        gaps = [
+            abs(now - sampled)
+            for trajectory in done
+            for now, sampled in zip(scored[trajectory.id], logprobs(trajectory), strict=True)
+        ]
+        gap = sum(gaps) / max(1, len(gaps))
+        self.session.run.record("handshake", self.step, gap=gap, gap_max=max(gaps, default=0.0), tokens=len(gaps))
+        if gap > MOST_GAP:
+            raise RuntimeError(f"learners and rollout workers disagree by {gap:.3f} nats per token after a weight sync")
+
+    def finished(self) -> bool:
+        return self.step >= self.session.config.rl.steps or self.selection.exhausted
+
+    def one_step(self) -> None:
+        """Sample, grade, update, send the weights back, measure, save."""
+        clock, settings = Clock(), self.session.config.rl
+        self.flow.admit(self.step, self.previous)
+        self.taken = self.flow.take(self.step)
+        trajectories = [t for group in self.taken.values() if not has_failed(group) for t in group]
+        if not trajectories:
+            raise RuntimeError(f"step {self.step + 1}: none of {len(self.taken)} groups could be sampled")
+        clock.lap("rollout_s")
+        self.session.grade(trajectories)
+        extra = sample_extra(self.session, trajectories)
+        clock.lap("reward_s")
+        rate = settings.learning_rate * schedule(self.step, settings.steps, settings.warmup_steps, decay=False)
+        age = policy_age(trajectories, self.session.pool().version)
+        off_policy = age["policy_age_max"] > 0 or self.session.config.model.dtype == "bfloat16"
+        updated = {**self.update.step(trajectories + extra, self.step, rate, off_policy), **age}
+        clock.lap("learner_s")
+        if updated["optimizer_steps"]:
+            self.previous = self.session.pool().fleet.bundle if settings.previous_share else None
+            updated |= self.publish()
+        clock.lap("weights_s")
+        self.settle()
+        metrics = step_metrics(trajectories, updated, clock, rate, self.session.pool().version)
+        self.session.run.record("rl", self.step, **metrics)
+        self.say(step_line(self.step, settings.steps, metrics))
+        tell_alarms(self.session, self.history, {"step": self.step, **metrics}, self.say)
+        self.step += 1
+        if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
+            self.validate()
+        if self.step % self.session.config.learner.checkpoint_every == 0 or self.finished():
+            self.save()
+
+    def publish(self) -> dict[str, float]:
+        """Every rollout worker holds the learners' weights. Seconds and bytes of the parts of the way."""
+        started = time.monotonic()
+        self.version = max(self.version, self.session.pool().version) + 1
+        bundle = self.update.learners.publish(self.version)
+        sent = time.monotonic()
+        parts = {**bundle.seconds, **self.session.pool().load_weights(bundle)}
+        done = time.monotonic()
+        parts |= {"wait": done - sent - parts.get("transfer", 0.0) - parts.get("load", 0.0), "all": done - started}
+        return {**{f"sync_{name}_s": round(value, 4) for name, value in parts.items()}, "sync_bytes": bundle.size}
+
+    def settle(self) -> None:
+        """The slots of what was trained are free, and the ledger's file says what became of each prompt."""
+        outcomes = {}
+        for position, group in self.taken.items():
+            silent = group[0].prompt_id in self.update.silent
+            outcomes[position] = "failed" if has_failed(group) else "filtered" if silent else "trained"
+        lines = [{"position": p, "prompt": self.taken[p][0].prompt_id, "outcome": o} for p, o in outcomes.items()]
+        append_line(self.session.run.file("ledger.jsonl"), {"phase": "rl", "step": self.step, "groups": lines})
+        self.ledger.settle(outcomes)
+        self.taken = {}
+
+    def validate(self) -> None:
+        """Measure the policy that the workers hold; keep it if it is the best so far."""
+        row = validate(self.session, self.validation, self.step, self.say)
+        if self.step and self.selection.offer(self.step, row["final"], row["delta"]):
+            self.update.learners.save(self.session.run.file("checkpoints/rl"))
+        if self.selection.exhausted:
+            patience = self.session.config.rl.patience
+            self.say(f"step {self.step}: none of the last {patience} evaluations was better, RL ends")
+
+    def save(self) -> None:
+        save(self.store, self.step, self.version, self.update, self.ledger, self.selection, self.previous)
+
+
 def start_folder(session: Session) -> str:
-    """The model that stage 2 starts from."""
+    """The model that stage 2 starts from. Raises ConfigError when stage 1 has not made it."""
     start = session.config.rl.start
-    return {"ift": str(session.run.file("checkpoints/ift")), "base": session.base}.get(start, start)
+    folder = session.run.file("checkpoints/ift")
+    if start == "ift" and not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"{folder}: no model weights (*.safetensors); run the phase that makes it first")
+    return {"ift": str(folder), "base": session.base}.get(start, start)
 
 
 def tell_alarms(session: Session, history: list[dict[str, Any]], metrics: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -87,17 +238,6 @@ class Clock:
     def lap(self, name: str) -> None:
         now = time.monotonic()
         self.laps[name], self.last = round(now - self.last, 3), now
-
-
-def problem_batches(problems: list[Problem], size: int, seed: int) -> Iterator[list[Problem]]:
-    """Endless batches; every problem is seen once before any is seen again."""
-    epoch, queue = 0, []
-    while True:
-        while len(queue) < size:
-            queue += random.Random(f"{seed} rl {epoch}").sample(problems, len(problems))
-            epoch += 1
-        yield queue[:size]
-        queue = queue[size:]
 
 
 def validate(session: Session, problems: list[Problem], step: int, say: Callable[[str], None]) -> dict[str, Any]:

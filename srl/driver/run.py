@@ -1,5 +1,6 @@
 """The order of things: phases with names, each done once, each able to be the last one."""
 
+import shutil
 import signal
 import time
 from types import FrameType
@@ -58,6 +59,7 @@ def run_phases(config: Config, command: str) -> None:
             started = time.monotonic()
             with run.phase(phase):
                 perform(phase, session, problems)
+            shutil.rmtree(run.file(f"resume/{phase}"), ignore_errors=True)
             say(f"      {phase} took {time.monotonic() - started:.0f} s")
     finally:
         session.close()

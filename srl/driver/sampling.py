@@ -1,7 +1,5 @@
 """What one step of stage 2 samples: groups of trajectories, some by the previous policy, some from given attempts."""
 
-from collections.abc import Sequence
-
 from srl.driver.session import Session
 from srl.pipelines.restarts import restart_groups, verification_groups
 from srl.tasks.problems import Problem
@@ -9,26 +7,22 @@ from srl.trajectory import Trajectory
 from srl.weights.bundle import Bundle
 
 
-def sample_groups(session: Session, problems: list[Problem], step: int, weights: Sequence[Bundle] = ()) -> list[Trajectory]:
-    """`rl.group` trajectories of each problem, not graded.
+def new_group(session: Session, problem: Problem, name: str) -> list[Trajectory]:
+    """`rl.group` trajectories of a problem, to be sampled; `name` begins their ids and must be this group's own."""
+    return [session.new_trajectory(f"{name}/{problem.prompt_id}/{member}", problem) for member in range(session.config.rl.group)]
 
-    When `weights` are (previous, current), the first `rl.previous_share` of each group come from the previous ones.
-    """
+
+def sample_mixed(session: Session, groups: list[list[Trajectory]], previous: Bundle) -> list[list[Trajectory]]:
+    """The groups, sampled: `rl.previous_share` of each by the weights of `previous`, the rest by those that the pool holds."""
     settings, protocol, pool = session.config.rl, session.config.protocol.name, session.pool()
-    asked = [
-        session.new_trajectory(f"rl/{step}/{problem.prompt_id}/{member}", problem)
-        for problem in problems
-        for member in range(settings.group)
-    ]
-    old = round(settings.previous_share * settings.group) if len(weights) == 2 else 0
-    if not old:
-        return pool.generate(protocol, asked, 1.0)
-    done = {}
-    for bundle, is_old in zip(weights, (True, False), strict=True):
-        pool.load_weights(bundle)
-        part = [trajectory for index, trajectory in enumerate(asked) if (index % settings.group < old) is is_old]
-        done |= {trajectory.id: trajectory for trajectory in pool.generate(protocol, part, 1.0)}
-    return [done[trajectory.id] for trajectory in asked]
+    old = round(settings.previous_share * settings.group)
+    current = pool.fleet.bundle
+    pool.load_weights(previous)
+    done = pool.generate(protocol, [trajectory for group in groups for trajectory in group[:old]], 1.0)
+    pool.load_weights(current)
+    done += pool.generate(protocol, [trajectory for group in groups for trajectory in group[old:]], 1.0)
+    by_id = {trajectory.id: trajectory for trajectory in done}
+    return [[by_id[trajectory.id] for trajectory in group] for group in groups]
 
 
 def sample_extra(session: Session, trajectories: list[Trajectory]) -> list[Trajectory]:

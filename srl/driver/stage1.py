@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 
 from srl.config import ConfigError, Stage1Config
 from srl.driver.session import Session
+from srl.learner.checkpoint import Checkpoints, read_state
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import sft_loss
 from srl.learner.schedule import schedule
+from srl.observe.records import forget
 from srl.pipelines.assemble import assemble, load_demonstrations
 from srl.pipelines.card import write_card
 from srl.pipelines.sample import Block, SamplingPass, sample
@@ -83,21 +85,35 @@ def fine_tune(session: Session, say: Callable[[str], None]) -> None:
     if not train:
         raise ConfigError(f"{demonstrations}: one problem alone cannot be trained and held out; sample more with stage1.prompts")
     session.rewards()
-    learners = LearnerGroup(config, session.base, None, settings.learning_rate, settings.weight_decay, settings.gradient_clip)
+    learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip)
+    store = Checkpoints(run.file("resume/sft"), config.learner.keep_checkpoints)
+    first, best = continue_from(store, learners)
+    forget(run.file("metrics.jsonl"), {"sft": first})
     per_epoch = -(-len(train) // settings.batch)
-    steps, step, best = per_epoch * settings.epochs, 0, float("inf")
+    steps = per_epoch * settings.epochs
     rate = functools.partial(schedule, steps=steps, warmup_steps=round(settings.warmup * steps), decay=True)
-    for epoch in range(settings.epochs):
+    for step in range(first, steps):
+        epoch, index = divmod(step, per_epoch)
         order = random.Random(f"{config.run.seed} sft {epoch}").sample(train, len(train))
-        for start in range(0, len(order), settings.batch):
-            learning_rate = settings.learning_rate * rate(step)
-            metrics = learners.train(order[start : start + settings.batch], sft_loss, learning_rate)
-            run.record("sft", step, learning_rate=learning_rate, **metrics)
-            step += 1
-        loss = learners.evaluate(validation, sft_loss)
-        run.record("sft", step - 1, loss=metrics["loss"], validation_loss=loss, learning_rate=learning_rate)
-        say(f"epoch {epoch + 1}/{settings.epochs}  {step} steps  loss {metrics['loss']:.4f}  validation {loss:.4f}")
-        if loss < best:
-            best = loss
-            learners.save(Path(run.file("checkpoints/ift")))
+        learning_rate = settings.learning_rate * rate(step)
+        metrics = learners.train(order[index * settings.batch : (index + 1) * settings.batch], sft_loss, learning_rate)
+        run.record("sft", step, learning_rate=learning_rate, **metrics)
+        if index == per_epoch - 1:
+            loss = learners.evaluate(validation, sft_loss)
+            run.record("sft", step, loss=metrics["loss"], validation_loss=loss, learning_rate=learning_rate)
+            say(f"epoch {epoch + 1}/{settings.epochs}  {step + 1} steps  loss {metrics['loss']:.4f}  validation {loss:.4f}")
+            if loss < best:
+                best = loss
+                learners.save(Path(run.file("checkpoints/ift")))
+        if index == per_epoch - 1 or (step + 1) % settings.checkpoint_every == 0:
+            store.save(step + 1, {"step": step + 1, "best": best}, learners.save_state)
     learners.close()
+
+
+def continue_from(store: Checkpoints, learners: LearnerGroup) -> tuple[int, float]:
+    """The step to go on with after the last checkpoint, and the lowest validation loss so far."""
+    if (folder := store.latest()) is None:
+        return 0, float("inf")
+    learners.load_state(folder)
+    state = read_state(folder)
+    return state["step"], state["best"]

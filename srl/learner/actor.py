@@ -1,24 +1,26 @@
-"""The learner actor: the one file that knows DeepSpeed."""
+"""The learner actor: a thin Ray shell around one rank's engine."""
 
 import os
 import socket
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ray
 import torch
 
 from srl.config import Config
-from srl.learner.batch import Example, collate
+from srl.learner.batch import Batch, Example, collate
+from srl.learner.checkpoint import read_parts, write_part
+from srl.learner.engine import Engine, frozen, join_ranks
+from srl.learner.lora import adapters_off, add_adapters
 from srl.learner.losses import Loss
-from srl.learner.model import TokenLogprobs, TokenValues, load_model
+from srl.learner.model import TokenLogprobs, load_critic, load_model, save_folder
 from srl.protocols.chat import load_tokenizer
-from srl.weights.bundle import Bundle, put_bundle
+from srl.weights.bundle import Bundle, send
 
 Metrics = dict[str, float]
+FROZEN = "frozen-"  # begins the kind of tensors in a checkpoint that belong to a frozen model
 
 
 class Learner:
@@ -26,10 +28,15 @@ class Learner:
 
     def __init__(self, config: Config, rank: int, world: int):
         self.config, self.rank, self.world = config, rank, world
-        self.frozen: dict[str, TokenLogprobs] = {}
+        self.frozen: dict[str, Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]] = {}
+        self.moved: set[str] = set()  # frozen models that are no longer what `start` loaded
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
+
+    def ping(self) -> int:
+        """The process, if it lives."""
+        return os.getpid()
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met."""
@@ -38,46 +45,32 @@ class Learner:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(
-        self,
-        path: str,
-        reference: str | None,
-        critic: bool,
-        address: tuple[str, int],
-        learning_rate: float,
-        weight_decay: float,
-        clip: float,
+        self, path: str, reference: str | None, critic: bool, address: tuple[str, int], weight_decay: float, clip: float
     ) -> None:
         """Load the model at `path` (a critic: with a value head) and a frozen copy of that at `reference`; join the ranks."""
-        join_ranks(address, self.rank, self.world, self.config.learner.gpus > 0)
-        import deepspeed
-
-        if not self.config.learner.gpus:
-            torch.set_num_threads(self.config.learner.threads)
+        learner = self.config.learner
+        join_ranks(address, self.rank, self.world, learner.gpus > 0)
+        if not learner.gpus:
+            torch.set_num_threads(learner.threads)
         torch.manual_seed(self.config.run.seed)
-        module = (TokenValues if critic else TokenLogprobs)(load_model(path, self.config.model))
-        if self.config.learner.gradient_checkpointing:
-            module.model.gradient_checkpointing_enable()
-        self.pad_id = load_tokenizer(path).pad_token_id or 0
-        self.path = path
-        parameters = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=None if self.config.learner.offload_optimizer else parameters,
-            config=deepspeed_config(self.config, learning_rate, weight_decay, clip),
-        )
+        module = load_critic(path, self.config.model) if critic else TokenLogprobs(load_model(path, self.config.model))
+        if learner.lora_rank:
+            add_adapters(module.model, learner.lora_rank, learner.lora_alpha, learner.lora_targets)
+        if learner.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.path, self.pad_id = path, load_tokenizer(path).pad_token_id or 0
+        self.engine = Engine(module, self.config, weight_decay, clip)
         self.device = self.engine.device
         if reference is not None:
-            self.frozen["reference"] = self._frozen(reference)
+            # With adapters the model without them is the reference, and no copy is needed.
+            self.frozen["reference"] = self._without_adapters if learner.lora_rank else self._frozen(reference)
 
     def _frozen(self, path: str) -> torch.nn.Module:
-        """A model for log-probabilities only; under ZeRO 3 it is sharded like the policy."""
-        import deepspeed
+        return frozen(TokenLogprobs(load_model(path, self.config.model)), self.config, self.device)
 
-        module = TokenLogprobs(load_model(path, self.config.model)).eval().requires_grad_(False)
-        if self.config.learner.zero_stage < 3:
-            return module.to(self.device)
-        settings = deepspeed_config(self.config, 0.0, 0.0, 0.0)
-        return deepspeed.initialize(model=module, config={k: v for k, v in settings.items() if k != "optimizer"})[0]
+    def _without_adapters(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        with adapters_off(self.engine.module):
+            return self.engine(batch)
 
     def train(self, micro_batches: Sequence[Sequence[Example]], loss: Loss, denominator: float, learning_rate: float) -> Metrics:
         """One optimizer step. `denominator` is the number of weighted tokens over all ranks, so losses are means over them.
@@ -85,11 +78,10 @@ class Learner:
         Returns this rank's sums divided by the denominator (add them over ranks), and the gradient norm.
         """
         totals: dict[str, float] = defaultdict(float)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.engine.train()
+        self.engine.set_learning_rate(learning_rate)
+        self.engine.train(True)
+        norm = 0.0
         for index, examples in enumerate(micro_batches):
-            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             batch = collate(examples, self.pad_id).to(self.device)
             if "reference" in self.frozen:
                 with torch.no_grad():
@@ -97,17 +89,15 @@ class Learner:
             logprobs_t, entropy_t = self.engine(batch)
             value, sums = loss(logprobs_t, batch)
             # DeepSpeed averages gradients over ranks; the denominator is already global.
-            self.engine.backward(value * (self.world / denominator))
-            norm = self._plain_gradient_norm()
-            self.engine.step()
+            norm = self.engine.backward(value * (self.world / denominator), last=index == len(micro_batches) - 1)
             totals["entropy"] += float((batch.weights * entropy_t).sum()) / denominator
             for name, total in sums.items():
                 totals[name] += float(total) / denominator
-        return {**totals, "gradient_norm": float(self.engine.get_global_grad_norm() or norm)}
+        return {**totals, "gradient_norm": norm}
 
     def evaluate(self, micro_batches: Sequence[Sequence[Example]], loss: Loss, denominator: float) -> float:
         """This rank's share of the mean loss, without training."""
-        self.engine.eval()
+        self.engine.train(False)
         total = 0.0
         with torch.no_grad():
             for examples in micro_batches:
@@ -116,19 +106,9 @@ class Learner:
                 total += float(loss(logprobs_t, batch)[0])
         return total / denominator
 
-    def freeze(self, name: str) -> None:
-        """The frozen model of that name becomes a copy of the current policy."""
-        if name not in self.frozen:
-            self.frozen[name] = self._frozen(self.path)
-        target = self.frozen[name] if self.config.learner.zero_stage < 3 else self.frozen[name].module
-        for new, old in zip(self.engine.module.parameters(), target.parameters(), strict=True):
-            sharded = self.config.learner.zero_stage == 3
-            with gathered(new) if sharded else nullcontext(), gathered(old, writer=0) if sharded else nullcontext():
-                old.data.copy_(new.data)
-
     def forward(self, micro_batches: Sequence[Sequence[Example]], model: str) -> dict[str, list[float]]:
         """Log-probabilities (a critic: values) of each example's trained tokens, by id; `model` is "" or a frozen one's name."""
-        self.engine.eval()
+        self.engine.train(False)
         module = self.frozen[model] if model else self.engine
         result = {}
         with torch.no_grad():
@@ -139,91 +119,67 @@ class Learner:
                     result[example.id] = values_t[batch.sequence == index].tolist()
         return result
 
-    def publish(self, version: int) -> tuple[Bundle | None, float]:
-        """The current weights under that version (rank 0; the others only take part in gathering), and the seconds it took."""
-        started = time.monotonic()
-        tensors = self._gathered()
-        if self.rank == 0:
-            bundle = put_bundle(version, tensors, self.config.learner.bucket_mib)
-            return bundle, time.monotonic() - started
-        for _ in tensors:
-            pass
-        return None, time.monotonic() - started
+    def freeze(self, name: str) -> None:
+        """The frozen model of that name becomes a copy of the current policy."""
+        if name not in self.frozen:
+            self.frozen[name] = self._frozen(self.path)
+        self.engine.copy_to(self.frozen[name])
+        self.moved.add(name)
+
+    def publish(self, version: int) -> Bundle | None:
+        """The current weights under that version (rank 0; the others only take part in gathering)."""
+        buckets = self.engine.buckets(self.config.learner.bucket_mib * 2**20)
+        return send(version, buckets, sender=self.rank == 0)
 
     def save(self, folder: str) -> None:
-        """Write a Hugging Face folder (weights in bfloat16 or the configured type, tokenizer) that appears only when whole."""
-        state = (
-            {name: tensor.clone() for name, tensor in self._gathered()} if self.rank == 0 else [None for _ in self._gathered()]
-        )
+        """Write a Hugging Face folder (weights in the configured type, tokenizer) that appears only when whole."""
+        state = {}
+        for bucket, opened in self.engine.buckets(self.config.learner.bucket_mib * 2**20):
+            with opened:
+                if self.rank == 0:
+                    state |= {name: tensor().cpu().clone() for name, tensor in bucket}
         if self.rank == 0:
-            target, partial = Path(folder), Path(folder + ".partial")
-            self.engine.module.model.save_pretrained(partial, state_dict=state)
-            load_tokenizer(self.path).save_pretrained(partial)
-            if target.exists():
-                target.rename(folder + ".old")
-            partial.rename(target)
-            for old in Path(folder + ".old").glob("*"):
-                old.unlink()
-            if Path(folder + ".old").exists():
-                Path(folder + ".old").rmdir()
+            save_folder(self.engine.module, state, self.path, Path(folder))
 
-    def _plain_gradient_norm(self) -> float:
-        """Norm before clipping where DeepSpeed does not tell it: without ZeRO and in float32, where gradients are ordinary."""
-        gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    def save_state(self, folder: str) -> None:
+        """This rank's share of a checkpoint: float32 weights and moments of every n-th parameter, whole, the generator's state,
+        and the frozen models that `freeze` made."""
+        mine = {}
+        for index, (name, parameter) in enumerate(self.engine.trained()):
+            state = self.engine.state_of(parameter)
+            if index % self.world == self.rank:
+                mine |= {f"{kind}:{name}": value.cpu().contiguous() for kind, value in state.items()}
+        for frozen_name in sorted(self.moved):
+            for index, (name, whole) in enumerate(self.engine.whole_parameters(self.frozen[frozen_name])):
+                if index % self.world == self.rank:
+                    mine[f"{FROZEN}{frozen_name}:{name}"] = whole.detach().cpu().clone()
+        write_part(Path(folder), self.rank, mine, self.engine.optimizer_steps(), torch.get_rng_state())
 
-    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, whole tensor) of every parameter, under Hugging Face names; shared tensors once.
+    def load_state(self, folder: str) -> None:
+        """Inverse of `save_state`, whatever the number of ranks that saved it."""
+        states, steps, generator = read_parts(Path(folder), self.rank)
+        frozen_states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
 
-        Under ZeRO 3 each tensor is whole only until the next one is asked for.
-        """
-        for name, parameter in self.engine.module.model.named_parameters():
-            with gathered(parameter) if self.config.learner.zero_stage == 3 else nullcontext():
-                yield name, parameter.data.clone() if self.config.learner.zero_stage == 3 else parameter.data
+        def policy() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+            for name, state in states:
+                for kind in [kind for kind in state if kind.startswith(FROZEN)]:
+                    frozen_states[kind.removeprefix(FROZEN)][name] = state.pop(kind)
+                if state:
+                    yield name, state
 
+        self.engine.restore(policy(), steps)
+        for name, weights in frozen_states.items():
+            if name not in self.frozen:
+                self.frozen[name] = self._frozen(self.path)
+            self.engine.overwrite(self.frozen[name], weights)
+        self.moved = set(frozen_states)
+        if generator is not None:
+            torch.set_rng_state(generator)
 
-def gathered(parameter: torch.nn.Parameter, writer: int | None = None):
-    """The whole tensor while the block lasts; what rank `writer` then holds is what every rank keeps."""
-    import deepspeed
+    def peak_memory(self) -> float:
+        """MiB: of the process, or of its GPU."""
+        if self.config.learner.gpus:
+            return torch.cuda.max_memory_allocated() / 2**20
+        import resource
 
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
-
-
-def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool) -> None:
-    host, port = address
-    os.environ.update(
-        MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_SIZE="1"
-    )
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    import deepspeed
-
-    # The shared-memory collectives need a C++ compiler and every rank on one host; gloo needs neither.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-
-
-def deepspeed_config(config: Config, learning_rate: float, weight_decay: float, clip: float) -> dict:
-    learner = config.learner
-    zero = {"stage": learner.zero_stage}
-    if learner.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    settings = {
-        # Micro-batches are made by token budget and losses carry the global denominator; DeepSpeed must not rescale.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": clip,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if learner.offload_optimizer:
-        settings["optimizer"] = {
-            "type": "AdamW",
-            "params": {"lr": learning_rate, "weight_decay": weight_decay, "betas": [0.9, 0.95], "torch_adam": True},
-        }
-    return settings
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -4,44 +4,62 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from srl.config import Config, ConfigError
 from srl.learner.actor import Learner
 from srl.learner.batch import Example
 from srl.learner.losses import Loss
 from srl.learner.packing import pack
+from srl.learner.placement import reserve
 from srl.weights.bundle import Bundle
+
+PING_S = 5.0  # for a rank that is alive and not busy to say so
+
+
+class LearnerLost(RuntimeError):
+    """A rank died, and the others with it: `rebuild` and load the last checkpoint."""
 
 
 class LearnerGroup:
-    """Ranks live and die together: an error of one ends the group's call."""
+    """Ranks live and die together: an error of one ends the group's call.
 
-    def __init__(
-        self,
-        config: Config,
-        path: str,
-        reference: str | None,
-        learning_rate: float,
-        weight_decay: float,
-        clip: float,
-        critic: bool = False,
-    ):
+    The model at `path` is trained (a critic: with a value head); the one at `reference` is frozen.
+    """
+
+    def __init__(self, config: Config, path: str, reference: str | None, weight_decay: float, clip: float, critic: bool = False):
         self.config = config
-        world = config.learner.workers
-        actor = ray.remote(Learner).options(
-            num_cpus=config.learner.cpus, num_gpus=config.learner.gpus, label_selector=config.learner.nodes, max_restarts=0
-        )
-        self.ranks = [actor.remote(config, rank, world) for rank in range(world)]
-        self.where = "learner actors to start"
-        try:
-            address = ray.get(self.ranks[0].address.remote(), timeout=config.learner.timeout_s)
-        except GetTimeoutError:
-            raise ConfigError(
-                f"learner.timeout_s={config.learner.timeout_s:g}: {world} learners with {config.learner.cpus:g} CPUs and "
-                f"{config.learner.gpus:g} GPUs each did not start; free in the cluster: {ray.available_resources()}"
-            ) from None
-        self._all("start", path, reference, critic, address, learning_rate, weight_decay, clip)
+        self.arguments = (path, reference, critic, weight_decay, clip)
+        learner = config.learner
+        bundle = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
+        who = f"{learner.workers} learners"
+        self.room = reserve([bundle] * learner.workers, learner.nodes, learner.start_timeout_s, "learner.start_timeout_s", who)
+        self._start()
+
+    def _start(self) -> None:
+        learner = self.config.learner
+        self.ranks = [
+            ray.remote(Learner)
+            .options(
+                num_cpus=learner.cpus,
+                num_gpus=learner.gpus,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.room, rank),
+            )
+            .remote(self.config, rank, learner.workers)
+            for rank in range(learner.workers)
+        ]
+        path, reference, critic, weight_decay, clip = self.arguments
+        address = self._get([self.ranks[0].address.remote()], "the first learner to start")[0]
+        self._all("start", path, reference, critic, address, weight_decay, clip)
+
+    def rebuild(self) -> None:
+        """New ranks in the place of the old ones, with the weights the group was created with."""
+        for rank in self.ranks:
+            ray.kill(rank)
+        self._start()
 
     def train(self, examples: Sequence[Example], loss: Loss, learning_rate: float) -> dict[str, float]:
         """One optimizer step on all examples; losses and metrics are means over the weighted tokens of all ranks."""
@@ -82,16 +100,26 @@ class LearnerGroup:
         results = self._get([rank.forward.remote(part, model) for rank, part in zip(self.ranks, parts, strict=True)], what)
         return {name: values for result in results for name, values in result.items()}
 
-    def publish(self, version: int) -> tuple[Bundle, float]:
-        """The current weights for the rollout workers, and the seconds it took to gather them."""
+    def publish(self, version: int) -> Bundle:
+        """The current weights for the rollout workers."""
         return self._all("publish", version)[0]
 
     def save(self, folder: Path) -> None:
+        """A Hugging Face folder with the current weights."""
         self._all("save", str(folder))
+
+    def save_state(self, folder: Path) -> None:
+        """Everything the ranks need to continue; the folder must exist and be one that every rank can reach."""
+        self._all("save_state", str(folder))
+
+    def load_state(self, folder: Path) -> None:
+        """Continue from a `save_state`, whatever the number of ranks that wrote it."""
+        self._all("load_state", str(folder))
 
     def close(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
+        remove_placement_group(self.room)
 
     def _split(self, examples: Sequence[Example]) -> list[list[list[Example]]]:
         lengths, units = [len(example.token_ids) for example in examples], [example.unit for example in examples]
@@ -102,10 +130,33 @@ class LearnerGroup:
         return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], f"learners to {method}")
 
     def _get(self, references: list[ray.ObjectRef], what: str) -> list:
+        """Raises LearnerLost when a rank is dead, TimeoutError when one hangs, and a rank's own error as it is."""
         try:
             return ray.get(references, timeout=self.config.learner.timeout_s)
         except GetTimeoutError:
             raise TimeoutError(f"learner.timeout_s={self.config.learner.timeout_s:g}: waited for {what}") from None
+        except RayActorError as error:
+            raise LearnerLost(f"a learner died during {what}: {last_line(error)}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, ConfigError):
+                raise error.cause from None
+            # The ranks that live on fail too, when the dead one leaves their collective.
+            if self._some_rank_is_dead():
+                raise LearnerLost(f"a learner died during {what}: {last_line(error)}") from error
+            raise
+
+    def _some_rank_is_dead(self) -> bool:
+        answers, _ = ray.wait([rank.ping.remote() for rank in self.ranks], num_returns=len(self.ranks), timeout=PING_S)
+        for answer in answers:
+            try:
+                ray.get(answer)
+            except RayActorError:
+                return True
+        return False
+
+
+def last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def token_weight(examples: Sequence[Example]) -> float:

@@ -1,10 +1,12 @@
 """A causal language model that returns what training needs: log-probabilities (or values) of the trained tokens."""
 
+import shutil
 from pathlib import Path
 
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -16,6 +18,7 @@ from srl.protocols.chat import first_line, load_tokenizer, model_folder
 
 # Logits, in elements, that may exist at one time: 1 GiB in float32.
 LOGITS_AT_ONCE = 2**28
+VALUE_HEAD = "value_head.safetensors"
 
 
 class TokenLogprobs(nn.Module):
@@ -76,12 +79,40 @@ def token_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor)
     return chosen, entropy
 
 
+def load_critic(path: str, config: ModelConfig) -> TokenValues:
+    """The model at `path` with the value head saved beside it, or a new one."""
+    critic = TokenValues(load_model(path, config))
+    if (head := Path(path) / VALUE_HEAD).exists():
+        critic.load_state_dict(load_file(head), strict=False)
+    return critic
+
+
 def load_model(path: str, config: ModelConfig) -> nn.Module:
     """Raises ConfigError with the folder and what is wrong with it."""
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype), attn_implementation=ATTENTION)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model can be loaded from it: {first_line(error)}") from None
+
+
+def save_folder(module: nn.Module, state: dict[str, torch.Tensor], tokenizer: str, folder: Path) -> None:
+    """Write a Hugging Face folder with these whole tensors of `module` (named as in it); it appears only when whole.
+
+    A critic's head is the file value_head.safetensors beside the model.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    old = folder.with_name(folder.name + ".old")
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    module.model.save_pretrained(partial, state_dict=weights)
+    if head := {name: tensor for name, tensor in state.items() if name.startswith("value_head.")}:
+        save_file(head, partial / VALUE_HEAD)
+    load_tokenizer(tokenizer).save_pretrained(partial)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def parameter_count(path: str) -> int:

@@ -28,7 +28,10 @@ from srl.config import Config, ConfigError
 FREE = {
     "run": {"fresh", "directory", "ray_address", "local_cpus", "object_store_mib", "dashboard_port"},
     "rollout": {"nodes"},
-    "learner": {"nodes"},
+    # Any number of ranks can read a checkpoint.
+    "learner": {"nodes", "workers", "cpus", "gpus", "zero_stage", "micro_batch_tokens", "gradient_checkpointing", "threads"}
+    | {"offload_optimizer", "start_timeout_s", "timeout_s", "bucket_mib", "checkpoint_every", "keep_checkpoints", "upload"}
+    | {"retries"},
     "reward": {"nodes"},
 }
 LEAST_FREE_BYTES = 2**30

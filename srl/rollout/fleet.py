@@ -41,7 +41,7 @@ class Slot:
     calls: dict[ray.ObjectRef, tuple[str, float]] = field(default_factory=dict)
     deaths: int = 0
     asked: float = 0.0  # when it was last asked whether it is up
-    load_seconds: float = 0.0
+    load_seconds: dict[str, float] = field(default_factory=dict)  # of the last weights
 
     def call(self, name: str, *arguments) -> None:
         self.calls[getattr(self.worker, name).remote(*arguments)] = name, time.monotonic()

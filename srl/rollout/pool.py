@@ -121,15 +121,16 @@ class RolloutPool:
                 progress(1)
         return [results[trajectory.id] for trajectory in trajectories]
 
-    def load_weights(self, bundle: Bundle) -> float:
-        """Give all workers these weights; returns the seconds of the slowest. Groups that finish meanwhile are kept.
+    def load_weights(self, bundle: Bundle) -> dict[str, float]:
+        """Give all workers these weights; returns the seconds of the slowest by part. Groups that finish meanwhile are kept.
 
         Workers that are down take them when they are back. A worker that does not within `rollout.timeout_s` is replaced.
         """
         self.fleet.load_weights(bundle)
         while self.fleet.loading():
             self._move(NEWS_S)
-        return max(slot.load_seconds for slot in self.fleet.slots)
+        parts = {name for slot in self.fleet.slots for name in slot.load_seconds}
+        return {name: max(slot.load_seconds.get(name, 0.0) for slot in self.fleet.slots) for name in sorted(parts)}
 
     def metrics(self) -> dict[str, int]:
         """Counts since the start: `deaths` and `hangs` of workers, `retried` groups, `failed` trajectories."""

@@ -7,8 +7,6 @@ import time
 import uuid
 from pathlib import Path
 
-import ray
-
 from srl.config import Config
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
@@ -16,7 +14,7 @@ from srl.rollout.engine import Engine
 from srl.rollout.loop import Limits, TrajectoryLoop
 from srl.rollout.thread import Job, LoopThread
 from srl.trajectory import Trajectory
-from srl.weights.bundle import Bundle, check_bucket
+from srl.weights.bundle import Bundle, receive
 
 SHARED_MEMORY = Path("/dev/shm")
 CALLS_AT_ONCE = 8  # add, collect, load_weights, and generate for those who borrow a worker
@@ -65,24 +63,21 @@ class RolloutWorker:
             return []
         return self.thread.run(Job(uuid.uuid4().hex, protocol, trajectories, temperature)).trajectories
 
-    def load_weights(self, bundle: Bundle, finish_first: bool) -> tuple[int, float]:
-        """Replace the weights; returns their version and the seconds it took. Raises ValueError when a bucket arrives changed.
+    def load_weights(self, bundle: Bundle, finish_first: bool) -> tuple[int, dict[str, float]]:
+        """Replace the weights; returns their version, and the seconds of `transfer` (fetching, checking) and `load`.
 
-        With `finish_first` the running trajectories end under the old weights; otherwise they go on under the new ones.
+        With `finish_first` the running trajectories end under the old weights; otherwise they go on under the new ones. Waiting
+        for them is part of `load`. Raises ValueError when a bucket arrives changed.
         """
         started = time.monotonic()
         folder = Path(tempfile.mkdtemp(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
         try:
-            paths = []
-            for index, (reference, checksum) in enumerate(bundle.buckets):
-                content = ray.get(reference, timeout=self.config.rollout.timeout_s)
-                check_bucket(content, checksum, bundle.version, index)
-                paths.append(folder / f"{index}.safetensors")
-                paths[-1].write_bytes(content)
+            paths = receive(bundle, folder, self.config.rollout.timeout_s)
+            here = time.monotonic()
             self.thread.load_weights(paths, bundle.version, finish_first)
         finally:
             shutil.rmtree(folder)
-        return bundle.version, time.monotonic() - started
+        return bundle.version, {"transfer": here - started, "load": time.monotonic() - here}
 
     def counts(self) -> dict[str, int]:
         """Tokens since the start: in prompts of all turns, of these found in the prefix cache, and sampled."""

@@ -1,0 +1,88 @@
+"""Groups on their way from the stream of problems to a training step: admitted to the pool, sampled, chosen."""
+
+import time
+from collections import deque
+
+from srl.driver.ledger import Ledger, Stream
+from srl.driver.sampling import new_group, sample_mixed
+from srl.driver.session import Session
+from srl.trajectory import StopReason, Trajectory
+from srl.weights.bundle import Bundle
+
+WAIT_S = 5.0  # between two looks at the deadline
+
+
+class Flow:
+    """The ledger says who may go on; the pool does the work, also while the driver trains."""
+
+    def __init__(self, session: Session, stream: Stream, ledger: Ledger):
+        self.session, self.stream, self.ledger = session, stream, ledger
+        self.sampled: dict[int, list[Trajectory]] = {}
+        self.waiting: deque[list[Trajectory]] = deque()
+        self.life = 0  # a group that was begun before a restart comes back under an id of an earlier life
+        settings = session.config.rl
+        self.end = settings.steps * settings.prompts
+
+    def admit(self, step: int, previous: Bundle | None = None) -> None:
+        """Begin a group for each free slot. With `previous`, part of each is sampled by those weights, here and now."""
+        groups = [self._new_group(position) for position in self.ledger.admit(step, self.end)]
+        if previous is None:
+            self.waiting += groups
+            self._submit()
+        else:
+            self._receive(sample_mixed(self.session, groups, previous))
+
+    def begin_again(self, step: int) -> None:
+        """Sample what the ledger has in flight: its trajectories are lost."""
+        self.sampled.clear()
+        self.waiting = deque(self._new_group(position) for position in self.ledger.begin_again(step))
+
+    def new_life(self, step: int) -> None:
+        """Begin again although the pool still works on groups: what comes back of them is not wanted."""
+        self.life += 1
+        self.begin_again(step)
+
+    def put_back(self, groups: dict[int, list[Trajectory]]) -> None:
+        """Taken, but not trained."""
+        self.sampled |= groups
+
+    def take(self, step: int) -> dict[int, list[Trajectory]]:
+        """The groups that this step trains, by position, in order; waits until they are sampled.
+
+        Raises TimeoutError when no group ends for twice `rollout.timeout_s`.
+        """
+        limit = 2 * self.session.config.rollout.timeout_s
+        last_news = time.monotonic()
+        while (chosen := self.ledger.choose(step, self.sampled)) is None:
+            self._submit()
+            if groups := self.session.pool().completed(WAIT_S):
+                last_news = time.monotonic()
+                self._receive(groups)
+            if time.monotonic() - last_news > limit:
+                raise TimeoutError(f"rollout.timeout_s: step {step} waited for a group for {limit:g} s, twice as long")
+        return {position: self.sampled.pop(position) for position in chosen}
+
+    def _receive(self, groups: list[list[Trajectory]]) -> None:
+        """Keep what was begun in this life."""
+        prefix = self._prefix()
+        self.sampled |= {position_of(group): group for group in groups if group[0].id.startswith(prefix)}
+
+    def _prefix(self) -> str:
+        return f"rl{self.life or ''}/"
+
+    def _submit(self) -> None:
+        """Hand over what the pool has room for; a single group always fits into an empty one."""
+        pool = self.session.pool()
+        while self.waiting and (len(self.waiting[0]) <= pool.room() or not pool.held.total()):
+            pool.submit(self.session.config.protocol.name, [self.waiting.popleft()], 1.0)
+
+    def _new_group(self, position: int) -> list[Trajectory]:
+        return new_group(self.session, self.stream.at(position), f"{self._prefix()}{position}")
+
+
+def position_of(group: list[Trajectory]) -> int:
+    return int(group[0].id.split("/")[1])
+
+
+def has_failed(group: list[Trajectory]) -> bool:
+    return any(trajectory.stop_reason is StopReason.FAILED for trajectory in group)

@@ -1,0 +1,147 @@
+"""Checkpoints on disk: one folder per step that appears only when whole.
+
+step-00000012/
+    part-0.safetensors ...   float32 weights and moments, each parameter whole in one of the parts; any number of ranks can read
+                             them
+    state.json               what the driver needs to continue
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsspec.core import url_to_fs
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+PARTIAL = ".partial"
+WHOLE = "whole"  # the file that says that an upload ended
+UPLOAD_S = 3600.0  # longest wait for an upload that a deletion has to wait for
+
+
+def write_part(folder: Path, rank: int, tensors: dict[str, torch.Tensor], steps: int, generator: torch.Tensor) -> None:
+    """One rank's share; `tensors` are named kind:parameter, `steps` counts optimizer updates."""
+    save_file({**tensors, "generator": generator}, folder / f"part-{rank}.safetensors", {"steps": str(steps)})
+
+
+def read_parts(folder: Path, rank: int) -> tuple[Iterator[tuple[str, dict[str, torch.Tensor]]], int, torch.Tensor | None]:
+    """(parameter, its tensors by kind) one after the other; optimizer updates; this rank's generator if it had one."""
+    files = sorted(folder.glob("part-*.safetensors"), key=lambda file: int(file.stem.removeprefix("part-")))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no part-*.safetensors")
+    with safe_open(files[0], framework="pt") as first:
+        steps = int(first.metadata()["steps"])
+    generator = None
+    if rank < len(files):
+        with safe_open(files[rank], framework="pt") as own:
+            generator = own.get_tensor("generator")
+
+    def states() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        for file in files:
+            with safe_open(file, framework="pt") as part:
+                kinds: dict[str, list[str]] = {}
+                for key in sorted(part.keys()):
+                    if key != "generator":
+                        kinds.setdefault(key.partition(":")[2], []).append(key)
+                for name, keys in kinds.items():
+                    yield name, {key.partition(":")[0]: part.get_tensor(key) for key in keys}
+
+    return states(), steps, generator
+
+
+class Checkpoints:
+    """The checkpoints of one training, newest last; the `keep` newest are kept.
+
+    With `upload`, any path that fsspec can write (s3://, gs://, file://), whole checkpoints are copied there in the background,
+    one at a time: while one is on its way later ones are not sent. What is there is fetched when nothing is here.
+    """
+
+    def __init__(self, folder: Path, keep: int, upload: str = ""):
+        self.folder, self.keep, self.upload = folder, keep, upload
+        self.thread = ThreadPoolExecutor(1, "upload-checkpoint")
+        self.sending: tuple[Path, Future] | None = None
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*[0-9]"))
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def latest(self) -> Path | None:
+        if self.upload and not self.steps():
+            self._fetch()
+        return self.path(steps[-1]) if (steps := self.steps()) else None
+
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """`write` fills the folder with its parts; a process that dies before the end leaves nothing that counts.
+
+        Raises what an earlier upload raised.
+        """
+        partial = self.folder / f"step-{step:08d}{PARTIAL}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        (partial / "state.json").write_text(json.dumps(state))
+        flush(partial)
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        partial.rename(self.path(step))
+        if self.upload:
+            self._send(self.path(step))
+        for old in self.steps()[: -self.keep]:
+            if self.sending and self.sending[0] == self.path(old):
+                self.sending[1].result(UPLOAD_S)
+            shutil.rmtree(self.path(old))
+
+    def _send(self, folder: Path) -> None:
+        if self.sending:
+            if not self.sending[1].done():
+                return
+            self.sending[1].result()
+        self.sending = folder, self.thread.submit(copy_out, folder, self.upload, self.keep)
+
+    def _fetch(self) -> None:
+        files, root = url_to_fs(self.upload)
+        whole = sorted(files.glob(f"{root}/step-*/{WHOLE}"))
+        if whole:
+            source = whole[-1].rpartition("/")[0]
+            target = self.folder / source.rpartition("/")[2]
+            partial = target.with_name(target.name + PARTIAL)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            files.get(f"{source}/", f"{partial}/", recursive=True)
+            partial.rename(target)
+
+
+def copy_out(folder: Path, url: str, keep: int) -> None:
+    """Copy a checkpoint; the file WHOLE is written last. Older ones beyond `keep` are deleted there."""
+    files, root = url_to_fs(url)
+    target = f"{root}/{folder.name}"
+    if files.exists(target):
+        files.rm(target, recursive=True)
+    files.makedirs(target, exist_ok=True)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        remote = f"{target}/{file.relative_to(folder).as_posix()}"
+        files.makedirs(remote.rpartition("/")[0], exist_ok=True)
+        files.put_file(str(file), remote)
+    files.touch(f"{target}/{WHOLE}")
+    for old in sorted(files.glob(f"{root}/step-*/{WHOLE}"))[:-keep]:
+        files.rm(old.rpartition("/")[0], recursive=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "state.json").read_text())
+
+
+def flush(folder: Path) -> None:
+    """The files are on disk before the folder gets its name."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

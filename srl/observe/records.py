@@ -1,0 +1,30 @@
+"""Files of JSON lines that a run appends to, each line with `phase` and `step`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srl.observe.run_directory import write_text
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The records of the file; a last line that was not finished is none."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append_line(file: Path, record: dict[str, Any]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def forget(file: Path, first_steps: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Drop the records of these phases from the given step on, which will be made again; returns what is left."""
+
+    def again(record: dict[str, Any]) -> bool:
+        return record["phase"] in first_steps and record["step"] >= first_steps[record["phase"]]
+
+    kept = [record for record in read_lines(file) if not again(record)]
+    write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept

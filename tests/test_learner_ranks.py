@@ -1,0 +1,122 @@
+"""Learner ranks on the embedded model: any ZeRO stage and any number of ranks take the same steps, also after a restart."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from srl.config import Config, ConfigError, load_config
+from srl.driver.session import connect
+from srl.learner.batch import Example
+from srl.learner.checkpoint import read_parts
+from srl.learner.group import LearnerGroup, LearnerLost
+from srl.learner.losses import sft_loss
+from srl.protocols.chat import model_folder
+
+STEPS, HALF = 20, 10
+
+
+@pytest.fixture(scope="module")
+def config() -> Iterator[Config]:
+    config = load_config(None, ["learner.threads=1", "learner.micro_batch_tokens=128", "run.local_cpus=8"])
+    connect(config)
+    yield config
+    ray.shutdown()
+
+
+def batch(step: int) -> list[Example]:
+    lengths = [17, 40, 9, 33, 64, 21, 12]
+    return [
+        Example(str(n), [(5 * n + 3 * i + step) % 60 for i in range(length)], [0.0] + [0.5 + n / 8] * (length - 1))
+        for n, length in enumerate(lengths)
+    ]
+
+
+def group(config: Config, workers: int, stage: int, **settings) -> LearnerGroup:
+    changed = config.model_copy(
+        update={
+            "learner": config.learner.model_copy(update={"workers": workers, "zero_stage": stage, "cpus": 0.1}),
+            "model": config.model.model_copy(update=settings),
+        }
+    )
+    return LearnerGroup(changed, model_folder("embedded"), model_folder("embedded"), 0.1, 1.0)
+
+
+def step(learners: LearnerGroup, number: int) -> dict[str, float]:
+    return learners.train(batch(number), sft_loss, 1e-3)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, float]], Path]:
+    """One rank without ZeRO: metrics of each step, and the weights after them; its state after half of them."""
+    folder = tmp_path_factory.mktemp("alone")
+    learners = group(config, 1, 0)
+    metrics = []
+    for number in range(STEPS):
+        metrics.append(step(learners, number))
+        if number == HALF - 1:
+            (folder / "state").mkdir()
+            learners.save_state(folder / "state")
+    learners.save(folder / "model")
+    learners.close()
+    return metrics, folder
+
+
+def agrees(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("workers", "stage"), [(2, 1), (2, 2), (3, 3)])
+def test_every_stage_takes_the_steps_of_one_rank_and_continues_from_its_checkpoint(config, alone, tmp_path, workers, stage):
+    learners = group(config, workers, stage)
+    for number in range(STEPS):
+        found, expected = step(learners, number), alone[0][number]
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-3)
+        assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-2)
+        if number == HALF - 1:
+            (tmp_path / "state").mkdir()
+            learners.save_state(tmp_path / "state")
+    learners.save(tmp_path / "model")
+    agrees(weights(tmp_path / "model"), weights(alone[1] / "model"), 1e-3)
+    # Back to the state as one rank saved it half-way, and on: the same again.
+    learners.load_state(alone[1] / "state")
+    for number in range(HALF, STEPS):
+        step(learners, number)
+    learners.save(tmp_path / "again")
+    agrees(weights(tmp_path / "again"), weights(alone[1] / "model"), 1e-3)
+    if stage == 2:
+        a_rank_dies_and_the_group_is_built_again(learners, alone[1], tmp_path / "rebuilt")
+    learners.close()
+    states = [{name: state for name, state in read_parts(folder / "state", 0)[0]} for folder in (tmp_path, alone[1])]
+    assert states[0].keys() == states[1].keys()
+    for name, state in states[1].items():
+        agrees(states[0][name], state, 1e-3)
+
+
+def a_rank_dies_and_the_group_is_built_again(learners: LearnerGroup, alone: Path, folder: Path) -> None:
+    os.kill(ray.get(learners.ranks[1].ping.remote()), signal.SIGKILL)
+    with pytest.raises(LearnerLost, match="a learner died during a training step"):
+        step(learners, 0)
+    learners.rebuild()
+    learners.load_state(alone / "state")
+    for number in range(HALF, STEPS):
+        step(learners, number)
+    learners.save(folder)
+    agrees(weights(folder), weights(alone / "model"), 1e-3)
+
+
+def test_a_cluster_without_room_is_named_with_what_is_missing(config):
+    with pytest.raises(ConfigError, match=r"learner.start_timeout_s=1: no room for 2 learners: 100 CPU asked, [\d.]+ of 8 free"):
+        settings = {"workers": 2, "cpus": 50, "start_timeout_s": 1}
+        LearnerGroup(config.model_copy(update={"learner": config.learner.model_copy(update=settings)}), "", None, 0.0, 1.0)

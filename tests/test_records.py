@@ -1,0 +1,19 @@
+from srl.observe.records import append_line, forget, read_lines
+
+
+def test_steps_that_will_be_done_again_are_forgotten_and_the_rest_stays(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    for phase, step in [("sft", 5), ("rl", 0), ("rl-validation", 1), ("rl", 1), ("rl", 2), ("phase", 0)]:
+        append_line(file, {"phase": phase, "step": step})
+    kept = forget(file, {"rl": 1, "rl-validation": 2})
+    left = [(record["phase"], record["step"]) for record in read_lines(file)]
+    assert left == [("sft", 5), ("rl", 0), ("rl-validation", 1), ("phase", 0)] and len(kept) == 4
+
+
+def test_a_line_cut_off_by_a_kill_is_no_record(tmp_path):
+    file = tmp_path / "ledger.jsonl"
+    append_line(file, {"phase": "rl", "step": 0})
+    with file.open("a") as lines:
+        lines.write('{"phase": "rl", "st')
+    assert read_lines(file) == [{"phase": "rl", "step": 0}]
+    assert forget(tmp_path / "none.jsonl", {"rl": 0}) == []

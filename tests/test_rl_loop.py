@@ -1,0 +1,234 @@
+"""The loop of stage 2 with a simulated pool and learner: exactly once whenever it is killed, bounded staleness, lost learners.
+
+The simulated policy is one number. A step adds to it what its groups are worth, which depends on the policy that sampled them,
+so a group that is trained twice, left out, or sampled by the wrong policy changes the end.
+"""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srl.config import Config, load_config
+from srl.driver import rl
+from srl.driver.rl import Training
+from srl.learner.group import LearnerLost
+from srl.observe.records import append_line, read_lines
+from srl.tasks.problems import Problem
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind
+from srl.weights.bundle import Bundle
+
+
+class Killed(BaseException):
+    """The process is gone: nothing in it runs any more."""
+
+
+class World:
+    """Counts what happens outside the driver, and may end the process at any of it."""
+
+    def __init__(self, moment: int | None = None, lost: frozenset[int] = frozenset()):
+        self.moment, self.lost, self.count = moment, lost, 0
+
+    def tick(self, learner: bool = False) -> None:
+        self.count += 1
+        if self.count == self.moment:
+            raise Killed
+        if learner and self.count in self.lost:
+            raise LearnerLost("a learner died during a test")
+
+
+class Pool:
+    """Groups finish in random order, each sampled by the policy of the moment it was begun."""
+
+    def __init__(self, world: World, seed: int):
+        self.world, self.rng, self.running = world, random.Random(seed), []
+        self.fleet, self.weights = SimpleNamespace(bundle=None), 0.0
+        self.held = Counter()
+
+    @property
+    def version(self) -> int:
+        return self.fleet.bundle.version if self.fleet.bundle else 0
+
+    def room(self) -> int:
+        return 10**6
+
+    def submit(self, protocol: str, groups: list[list[Trajectory]], temperature: float) -> None:
+        self.world.tick()
+        self.running += [self._sample(group) for group in groups]
+
+    def completed(self, timeout_s: float) -> list[list[Trajectory]]:
+        self.world.tick()
+        return [self.running.pop(self.rng.randrange(len(self.running)))]
+
+    def load_weights(self, bundle: Bundle) -> dict[str, float]:
+        self.world.tick()
+        self.fleet.bundle, self.weights = bundle, bundle.buckets
+        return {"transfer": 0.0, "load": 0.0}
+
+    def _sample(self, group: list[Trajectory]) -> list[Trajectory]:
+        for trajectory in group:
+            worth = [int(trajectory.id.split("/")[1]) % 7 + self.weights]
+            turn = Turn(TurnKind.ATTEMPT, [1], logprobs=worth, weight_version=self.version)
+            trajectory.turns, trajectory.stop_reason = [turn], StopReason.ANSWERED
+        return group
+
+
+class Update:
+    """Learner and policy update in one."""
+
+    def __init__(self, world: World):
+        self.world, self.value, self.silent, self.ages, self.learners = world, 1.0, set(), [], self
+
+    def step(self, trajectories: list[Trajectory], step: int, learning_rate: float, off_policy: bool) -> dict[str, float]:
+        self.world.tick(learner=True)
+        version = max(turn.weight_version for t in trajectories for turn in t.turns)
+        self.ages.append(off_policy)
+        for trajectory in trajectories:
+            trajectory.reward = 0.0
+            self.value = 0.9 * self.value + 0.01 * trajectory.turns[0].logprobs[0]
+        return {"optimizer_steps": 1, "groups": 1, "groups_without_signal": 0, "version": version}
+
+    def publish(self, version: int) -> Bundle:
+        self.world.tick(learner=True)
+        return Bundle(version, self.value, 8, {"gather": 0.0, "pack": 0.0})
+
+    def save(self, folder: Path) -> None:
+        self.world.tick(learner=True)
+        folder.write_text(str(self.value))
+
+    def save_state(self, folder: Path) -> None:
+        self.world.tick(learner=True)
+        (folder / "value.json").write_text(json.dumps(self.value))
+        self.world.tick()
+
+    def load_state(self, folder: Path) -> None:
+        self.world.tick()
+        self.value = json.loads((folder / "value.json").read_text())
+
+    def rebuild(self) -> None:
+        self.value = float("nan")
+
+    def to_record(self) -> dict:
+        return {}
+
+    def from_record(self, record: dict) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Session:
+    """What `Training` asks of a session."""
+
+    def __init__(self, config: Config, folder: Path, world: World, seed: int):
+        self.config, self._pool = config, Pool(world, seed)
+        self.world = world
+        self.run = SimpleNamespace(file=lambda name: folder / name, record=self._record)
+        self.folder = folder
+
+    def _record(self, phase: str, step: int, **values) -> None:
+        self.world.tick()
+        append_line(self.folder / "metrics.jsonl", {"phase": phase, "step": step, **values})
+
+    def pool(self) -> Pool:
+        return self._pool
+
+    def policy_moves(self) -> None: ...
+
+    def grade(self, trajectories: list[Trajectory]) -> None:
+        self.world.tick()
+        for trajectory in trajectories:
+            trajectory.turns[0].outcome = Outcome.INCORRECT
+
+    def new_trajectory(self, name: str, problem: Problem) -> Trajectory:
+        return Trajectory(name, problem.prompt_id, problem.question, problem.gold, [1])
+
+
+STEPS, PROMPTS = 6, 3
+PROBLEMS = [Problem(str(n), "q", "1") for n in range(7)]
+
+
+@pytest.fixture(autouse=True)
+def no_engines(monkeypatch):
+    monkeypatch.setattr(Training, "shake_hands", lambda self: None)
+    monkeypatch.setattr(rl, "validate", lambda session, problems, step, say: {"final": float(step), "delta": 0.0})
+
+
+def play(folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2) -> Update:
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    overrides = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", f"rl.ahead={ahead}"]
+    session = Session(load_config(None, [*overrides, f"learner.retries={retries}"]), folder, world, seed)
+    update = Update(world)
+    rl.train(Training(session, update, PROBLEMS, [], lambda text: None))
+    return update
+
+
+def trained(folder: Path) -> list[int]:
+    return [group["position"] for line in read_lines(folder / "ledger.jsonl") for group in line["groups"]]
+
+
+def whole(folder: Path) -> tuple[float, list[int]]:
+    world = World()
+    return play(folder, 0, world).value, list(range(1, world.count + 1))
+
+
+def test_a_run_killed_at_any_moment_trains_every_prompt_once_and_ends_where_one_left_alone_does(tmp_path_factory):
+    alone = tmp_path_factory.mktemp("alone")
+    value, moments = whole(alone)
+    assert len(moments) > 20 and trained(alone) == list(range(STEPS * PROMPTS))
+    for moment in moments[:: len(moments) // 20]:
+        folder = tmp_path_factory.mktemp("killed")
+        with pytest.raises(Killed):
+            play(folder, 0, World(moment))
+        assert play(folder, 0, World(), seed=moment).value == value, f"killed at moment {moment}"
+        assert trained(folder) == trained(alone)
+        steps = [record["step"] for record in read_lines(folder / "metrics.jsonl") if record["phase"] == "rl"]
+        assert steps == list(range(STEPS))
+        assert (folder / "checkpoints" / "rl").read_text() == (alone / "checkpoints" / "rl").read_text()
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 120), st.integers(0, 3))
+def test_sampling_ahead_trains_every_prompt_once_also_when_killed(tmp_path_factory, ahead, moment, seed):
+    folder = tmp_path_factory.mktemp("ahead")
+    try:
+        play(folder, ahead, World(moment), seed)
+    except Killed:
+        play(folder, ahead, World(), seed)
+    assert sorted(trained(folder)) == list(range(STEPS * PROMPTS))
+    ages = [record["policy_age_max"] for record in read_lines(folder / "metrics.jsonl") if record["phase"] == "rl"]
+    assert len(ages) == STEPS and max(ages) <= ahead
+
+
+def test_with_bound_zero_the_order_in_which_groups_finish_changes_nothing(tmp_path_factory):
+    ends = {play(tmp_path_factory.mktemp("seed"), 0, World(), seed).value for seed in range(5)}
+    assert len(ends) == 1
+
+
+def test_tokens_of_the_trained_policy_are_not_corrected_and_older_ones_are(tmp_path_factory):
+    assert not any(play(tmp_path_factory.mktemp("sync"), 0, World()).ages)
+    ahead = play(tmp_path_factory.mktemp("ahead"), 2, World()).ages
+    assert not ahead[0] and any(ahead)
+
+
+@given(st.integers(1, 60), st.integers(0, 2))
+@settings(max_examples=25)
+def test_lost_learners_start_again_from_the_last_checkpoint(tmp_path_factory, moment, ahead):
+    folder = tmp_path_factory.mktemp("lost")
+    play(folder, ahead, World(lost=frozenset({moment})))
+    assert sorted(trained(folder)) == list(range(STEPS * PROMPTS))
+
+
+def test_a_loss_with_bound_zero_ends_where_an_undisturbed_run_does(tmp_path_factory):
+    value, moments = whole(tmp_path_factory.mktemp("alone"))
+    for moment in moments[8:40:3]:
+        assert play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment}))).value == value
+
+
+def test_learners_that_keep_dying_end_the_run_with_the_settings_name(tmp_path):
+    with pytest.raises(RuntimeError, match="learner.retries=1: a learner died during a test"):
+        play(tmp_path, 0, World(lost=frozenset(range(8, 500))), retries=1)
