@@ -7,7 +7,7 @@ import pytest
 
 from srl.config import ConfigError
 from srl.tasks.chains import split_of
-from srl.tasks.problems import Problem, chain_problems, check_golds, load_problems
+from srl.tasks.problems import Problem, chain_problems, load_problems
 
 ROWS = [{"problem": "What is 1 + 1?", "answer": "2"}, {"problem": "What is 1/2?", "answer": r"\frac{1}{2}"}]
 
@@ -117,14 +117,15 @@ def test_a_name_that_is_no_file_goes_to_the_hub_with_its_split(monkeypatch: pyte
     assert len(load_problems("org/math:test", "problem", "answer")) == 2
     assert len(load_problems("org/math", "problem", "answer")) == 2
     assert asked == [("org/math", "test"), ("org/math", "train")]
+    assert len(load_problems("math500", "", "")) == 2
+    assert asked[2:] == [("HuggingFaceH4/MATH-500", "test")]
     assert "neither a file nor a hub dataset" in refused("nobody/nothing")
 
 
-def test_the_first_gold_that_does_not_parse_is_named() -> None:
-    good, bad = Problem("1", "What is 1 + 1?", "2"), Problem("2", "What is the answer?", "???")
-    check_golds([good], "p.jsonl")
-    with pytest.raises(ConfigError, match=r"^p.jsonl, problem 2 \('What is the answer\?'\): gold '\?\?\?' does not parse$"):
-        check_golds([good, bad], "p.jsonl")
+def test_the_first_gold_that_cannot_be_read_is_named_with_its_row(tmp_path: Path) -> None:
+    bad = {"problem": "What is the answer?", "answer": "???"}
+    said = refused(write(tmp_path / "p.jsonl", [ROWS[0], ROWS[0], bad, bad | {"answer": "!!!"}]))
+    assert said.endswith("row 3 ('What is the answer?'): gold '???' does not parse")
 
 
 def test_chain_problems_are_those_of_their_split_and_seed() -> None:

@@ -16,7 +16,7 @@ from srl.observe.progress import bar, say
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import model_folder
 from srl.protocols.protocol import build_protocol
-from srl.tasks.problems import Problem, check_golds, load_problems
+from srl.tasks.problems import Problem, load_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,7 @@ def benchmark(name: str, config: Config) -> dict[str, list[Problem]]:
     elif name in ("", "chains"):
         return load_task(config)["test"]
     else:
-        tests = {Path(name).stem: load_problems(name, *keys, config.evaluate.problems)}
-    for title, problems in tests.items():
-        check_golds(problems, title)
+        tests = {Path(name.rpartition("=")[2]).stem: load_problems(name, *keys, config.evaluate.problems)}
     return tests
 
 

@@ -14,7 +14,7 @@ from srl.protocols.chat import Chat, model_folder
 from srl.reward.actor import create_reward_actors, grade_all
 from srl.reward.rules import apply_grades, grade_request, share_alarm, state_answers
 from srl.rollout.pool import RolloutPool
-from srl.tasks.problems import Problem, chain_problems, check_golds, load_problems
+from srl.tasks.problems import Problem, chain_problems, load_problems
 from srl.trajectory import Trajectory
 from srl.weights.bundle import folder_tensors, put_bundle
 
@@ -174,11 +174,9 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
         }
     keys = (task.question_key, task.answer_key)
     train = load_problems(task.train, *keys)
-    check_golds(train, task.train)
     held_out = config.evaluate.validation_problems
     if task.validation:
         validation = load_problems(task.validation, *keys, held_out)
-        check_golds(validation, task.validation)
     elif len(train) > held_out:
         train, validation = train[:-held_out], train[-held_out:]
     else:
@@ -188,5 +186,4 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
     test = {}
     for name, source in task.test.items():
         test[name] = load_problems(source, *keys, config.evaluate.problems)
-        check_golds(test[name], source)
     return {"train": {"train": train[:wanted]}, "rl": {"train": train}, "validation": {"validation": validation}, "test": test}

@@ -10,7 +10,7 @@ from srl.config import RewardConfig
 from srl.reward.compare import decide
 from srl.reward.gold import Gold, read_gold
 from srl.reward.pool import Comparison, WorkerPool
-from srl.reward.spelling import plain_number, words
+from srl.reward.spelling import plain_fraction, plain_number, values, words
 from srl.trajectory import Outcome
 
 CACHED_GRADES = 100_000  # the trajectories of a group repeat each other's answers
@@ -69,7 +69,7 @@ class Grader:
         return [grades[pair] for pair in pairs]
 
     def invalid_golds(self, golds: Sequence[str]) -> dict[str, str]:
-        """Why they cannot be read, for the golds that cannot; numbers and words need no process."""
+        """Why they cannot be read, for the golds that cannot; numbers, fractions and words need no process."""
         invalid, waiting = {}, {}
         for gold in dict.fromkeys(golds):
             try:
@@ -77,7 +77,7 @@ class Grader:
             except ValueError as error:
                 invalid[gold] = str(error)
                 continue
-            if plain_number(answer) is None and words(answer) is None:
+            if words(answer) is None and any(plain_fraction(v) is plain_number(v) is None for v in values(answer)):
                 waiting[gold] = Comparison(None, answer)
         replies = self.pool.compare(list(waiting.values())) if waiting else []
         for gold, reply in zip(waiting, replies, strict=True):

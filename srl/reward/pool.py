@@ -17,7 +17,8 @@ from srl.trajectory import Outcome
 START_S = 120.0  # a process imports sympy and proves itself in about two seconds; a machine may be busy
 GRACE_S = 0.5  # between the deadline, at which a worker gives up by itself, and SIGKILL
 IN_FLIGHT = 2  # comparisons that a worker has: the next one waits in its pipe
-DEATHS = 4  # of workers over one comparison, after which it is what kills them
+TRIES = 4  # at a comparison whose worker died (then it is what kills them) or got too little of the machine to tell
+STARVED = 0.5  # of the deadline: a comparison that had less processor time by then was not slow, the machine was
 FAILED_STARTS = 20  # in a row
 PACKAGE = Path(__file__).parents[2]
 
@@ -36,6 +37,24 @@ class Reply(NamedTuple):
     outcome: Outcome | None
     ms: float
     message: str = ""
+
+
+class Batch:
+    """Comparisons of one call, by index: those that wait, how often each was tried, and the replies."""
+
+    def __init__(self, comparisons: Sequence[Comparison]) -> None:
+        self.comparisons = comparisons
+        self.waiting = deque(range(len(comparisons)))
+        self.tries = [0] * len(comparisons)
+        self.replies: dict[int, Reply] = {}
+
+    def again(self, index: int, otherwise: Reply) -> None:
+        """Let it wait for another try; after too many it has this reply."""
+        self.tries[index] += 1
+        if self.tries[index] < TRIES:
+            self.waiting.appendleft(index)
+        else:
+            self.replies[index] = otherwise
 
 
 class Worker:
@@ -107,20 +126,19 @@ class WorkerPool:
                 raise
 
     def _compare(self, comparisons: Sequence[Comparison]) -> list[Reply]:
-        replies: dict[int, Reply] = {}
-        waiting, deaths = deque(range(len(comparisons))), [0] * len(comparisons)
-        while len(replies) < len(comparisons):
-            self._feed(comparisons, waiting)
+        batch = Batch(comparisons)
+        while len(batch.replies) < len(comparisons):
+            self._feed(batch)
             self._wait()
             for place, worker in enumerate(self.workers):
-                alive = self._collect(worker, replies)
+                alive = self._collect(worker, batch)
                 late = self._late(worker)
                 if alive and not late:
                     continue
                 worker.kill()
-                self._account(worker, late, replies, waiting, deaths)
+                self._account(worker, late, batch)
                 self.workers[place] = Worker(self.deadline_s, self.memory_mib)
-        return [replies[index] for index in range(len(comparisons))]
+        return [batch.replies[index] for index in range(len(comparisons))]
 
     def close(self) -> None:
         with self.lock:
@@ -131,8 +149,9 @@ class WorkerPool:
             worker.kill()
         self.workers.clear()
 
-    def _feed(self, comparisons: Sequence[Comparison], waiting: deque[int]) -> None:
+    def _feed(self, batch: Batch) -> None:
         """Keep every worker busy; one that has answered enough is replaced when it has nothing left to answer."""
+        waiting = batch.waiting
         while len(self.workers) < min(self.processes, len(waiting)):
             self.workers.append(Worker(self.deadline_s, self.memory_mib))
         share = -(-len(waiting) // max(1, sum(worker.ready for worker in self.workers)))
@@ -142,7 +161,7 @@ class WorkerPool:
                 self.workers[place] = Worker(self.deadline_s, self.memory_mib)
             elif worker.ready and worker.answered < self.recycle_after:
                 while waiting and len(worker.sent) < min(IN_FLIGHT, share):
-                    if not worker.send(waiting[0], comparisons[waiting[0]]):
+                    if not worker.send(waiting[0], batch.comparisons[waiting[0]]):
                         break
                     waiting.popleft()
 
@@ -155,19 +174,23 @@ class WorkerPool:
                 selector.register(worker.process.stdout, selectors.EVENT_READ)
             selector.select(max(0.0, min(limits, default=now) - now))
 
-    def _collect(self, worker: Worker, replies: dict[int, Reply]) -> bool:
+    def _collect(self, worker: Worker, batch: Batch) -> bool:
+        """Take its replies; whether it still runs."""
         lines, alive = worker.replies()
         for line in lines:
+            worker.since = time.monotonic()
             if "failed" in line:
                 raise RuntimeError(f"a grading worker refuses to start: {line['failed']}")
             if "ready" in line:
                 worker.ready, self.failed_starts = True, 0
+                continue
+            worker.answered += 1
+            index, outcome = worker.sent.popleft(), line.get("outcome")
+            reply = Reply(outcome and Outcome(outcome), line.get("ms", 0.0), line.get("invalid_gold", ""))
+            if outcome == Outcome.TIMEOUT and line["cpu_s"] < STARVED * self.deadline_s:
+                batch.again(index, reply)
             else:
-                outcome = line.get("outcome")
-                message = line.get("invalid_gold", "")
-                replies[worker.sent.popleft()] = Reply(outcome and Outcome(outcome), line.get("ms", 0.0), message)
-                worker.answered += 1
-            worker.since = time.monotonic()
+                batch.replies[index] = reply
         return alive
 
     def _late(self, worker: Worker) -> bool:
@@ -176,8 +199,9 @@ class WorkerPool:
     def _limit(self, worker: Worker) -> float:
         return self.deadline_s + GRACE_S if worker.ready else START_S
 
-    def _account(self, worker: Worker, late: bool, replies: dict[int, Reply], waiting: deque[int], deaths: list[int]) -> None:
+    def _account(self, worker: Worker, late: bool, batch: Batch) -> None:
         """What a dead worker had not answered waits again; the first of it, which it was at, may be what killed it."""
+        unanswered = list(worker.sent)
         if not worker.ready:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
@@ -185,12 +209,9 @@ class WorkerPool:
                 raise RuntimeError(f"{FAILED_STARTS} grading workers in a row died or hung at their start (exit code {code})")
         elif late:
             self.killed += 1
-            replies[worker.sent.popleft()] = Reply(Outcome.TIMEOUT, 1000 * self._limit(worker))
+            batch.replies[unanswered.pop(0)] = Reply(Outcome.TIMEOUT, 1000 * self._limit(worker))
         else:
             self.died += 1
-            if worker.sent:
-                first = worker.sent[0]
-                deaths[first] += 1
-                if deaths[first] >= DEATHS:
-                    replies[worker.sent.popleft()] = Reply(Outcome.UNPARSABLE, 0.0)
-        waiting.extendleft(reversed(worker.sent))
+        batch.waiting.extendleft(reversed(unanswered[1:] if not late else unanswered))
+        if unanswered and not late:
+            batch.again(unanswered[0], Reply(Outcome.UNPARSABLE, 0.0))

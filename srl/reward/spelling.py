@@ -27,7 +27,8 @@ NOT_A_UNIT = re.compile(  # words that change the number before them
 )
 IN_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))$")
-SUBSCRIPT = re.compile(r"_\{\s*\\(max|min|sup|inf)\s*\}")
+SUBSCRIPT = re.compile(r"_\{\s*\\(max|min|sup|inf|odot|oplus|star)\s*\}")
+EULER_SUBSCRIPT = re.compile(r"(?<![A-Za-z\\])([Ee])_(?=[\d{])")  # E_1 is an energy; math-verify sees Euler's number
 BARE_POWER = re.compile(r"\^\s*(\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\})")  # math-verify reads 7^\frac{1}{2} as 1/2
 ELLIPSIS = re.compile(r"\\[lcd]?dots(?:[cbmio](?![a-z]))?|\.\.\.|…")
 DOTS = re.compile(rf"(?:{ELLIPSIS.pattern})\s*")
@@ -54,7 +55,7 @@ def normalise(answer: str) -> str:
     if len(text) <= LONGEST_NUMBER:
         text = plain_spelling(text)
     text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
-    text = SUBSCRIPT.sub(r"_{\1}", text)
+    text = EULER_SUBSCRIPT.sub(r"\\mathcal{\1}_", SUBSCRIPT.sub(r"_{\1}", text))
     text = BARE_POWER.sub(r"^{\1}", text.replace("np.arc", r"\arc"))
     text = re.sub(r"(?<=\d)\.(?=/)", "", text)
     return E_NOTATION.sub(r"\1 \\times 10^{\2}", text)

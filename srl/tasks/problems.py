@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from srl.config import ConfigError, RewardConfig
 from srl.reward.answer import last_boxed
 from srl.reward.grader import Grader
+from srl.tasks.benchmarks import BENCHMARKS, Benchmark
 from srl.tasks.chains import HIGHEST, LOWEST, Chain, chains, question, split_of
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -28,32 +29,72 @@ class Problem:
 
 
 def load_problems(source: str, question_key: str, answer_key: str, limit: int | None = None) -> list[Problem]:
-    """Problems of a .jsonl, .json or .parquet file, or of a hub dataset `name` or `name:split` (split `train`).
+    """Problems of a benchmark (`NAME`, `NAME:SPLIT`, `NAME=FILE`; srl/tasks/benchmarks.py), a .jsonl, .json or .parquet file,
+    or another hub dataset (`NAME` or `NAME:SPLIT`, split `train`).
 
-    Questions that occur again are dropped; reading ends after `limit` problems. Golds: the text after GSM8K's `####`, the
-    last box of a text that has one, else the value itself; a list is joined with ", ". Rows without `answer_key` take
-    the last box of `solution`. Raises ConfigError naming source and row.
+    Questions that occur again are dropped; reading ends after `limit` problems. Outside benchmarks the gold is the text after
+    GSM8K's `####`, the last box of a text that has one, else the value itself; a list is joined with ", "; rows without
+    `answer_key` take the last box of `solution`. Raises ConfigError naming source and row, also for a gold that cannot be
+    read; of a benchmark such rows are left out, which is said.
     """
+    name, _, file = source.partition("=")
+    benchmark = BENCHMARKS.get(name.partition(":")[0])
     problems: dict[str, Problem] = {}
-    for number, row in read_rows(source):
+    places: dict[str, int] = {}
+    without_answer = []
+    for number, row in read_rows(source) if benchmark is None else benchmark_rows(benchmark, name, file):
         if limit is not None and len(problems) >= limit:
             break
         place = f"{source}, row {number}"
-        problem = to_problem(row_question(row, question_key, place), row_gold(row, answer_key, place))
+        if benchmark is None:
+            question, gold = row_question(row, question_key, place), row_gold(row, answer_key, place)
+        else:
+            question, gold = benchmark_row(benchmark, row, place)
+        if not gold:
+            without_answer.append(number)
+            continue
+        problem = to_problem(question, gold)
         problems.setdefault(problem.prompt_id, problem)
+        places.setdefault(problem.prompt_id, number)
+    unreadable = check_golds(problems, places, source, benchmark is None)
+    for what, rows in (("without an answer", without_answer), ("with a gold that cannot be read", unreadable)):
+        if rows:
+            print(f"{source}: left out {len(rows)} rows {what}: {', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)}")
     if not problems:
         raise ConfigError(f"{source}: no problems in it")
     return list(problems.values())
 
 
-def check_golds(problems: Sequence[Problem], source: str) -> None:
-    """Raise ConfigError naming the first gold that cannot be read. Plain numbers cost nothing, others start processes."""
+def check_golds(problems: dict[str, Problem], places: dict[str, int], source: str, strict: bool) -> list[int]:
+    """Take out the problems whose gold cannot be read and return their rows; if `strict`, raise ConfigError naming the first.
+
+    Plain numbers cost nothing, other golds are parsed in processes.
+    """
     grader = Grader(RewardConfig())
-    invalid = grader.invalid_golds([problem.gold for problem in problems])
+    invalid = grader.invalid_golds([problem.gold for problem in problems.values()])
     grader.close()
-    for number, problem in enumerate(problems, 1):
-        if problem.gold in invalid:
-            raise ConfigError(f"{source}, problem {number} ({problem.question[:60]!r}): {invalid[problem.gold]}")
+    unreadable = [prompt_id for prompt_id, problem in problems.items() if problem.gold in invalid]
+    if unreadable and strict:
+        problem = problems[unreadable[0]]
+        place = f"{source}, row {places[problem.prompt_id]} ({problem.question[:60]!r})"
+        raise ConfigError(f"{place}: {invalid[problem.gold]}")
+    for prompt_id in unreadable:
+        del problems[prompt_id]
+    return [places[prompt_id] for prompt_id in unreadable]
+
+
+def benchmark_rows(benchmark: Benchmark, name: str, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    if file:
+        return read_rows(file)
+    split = name.partition(":")[2] or benchmark.split
+    return enumerate(hub_rows(benchmark.hub, split, benchmark.subset), 1)
+
+
+def benchmark_row(benchmark: Benchmark, row: dict[str, Any], place: str) -> tuple[str, str | None]:
+    try:
+        return benchmark.question(row).strip(), (benchmark.gold(row) or "").strip()
+    except KeyError as error:
+        raise ConfigError(f"{place}: no column {error}; it has {', '.join(row)}") from None
 
 
 def chain_problems(split: str, count: int, seed: int, min_operations: int, max_operations: int) -> list[Problem]:
@@ -84,7 +125,8 @@ def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers, from 1; in JSON lines the number of the line."""
     path = Path(source)
     if path.suffix not in SUFFIXES and not path.exists():
-        yield from enumerate(hub_rows(source), 1)
+        name, _, split = source.partition(":")
+        yield from enumerate(hub_rows(name, split or "train"), 1)
     elif not path.is_file():
         raise ConfigError(f"{source}: no such file")
     elif path.suffix == ".parquet":
@@ -131,16 +173,15 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
 
 
-def hub_rows(source: str) -> Iterator[dict[str, Any]]:
+def hub_rows(name: str, split: str, subset: str | None = None) -> Iterator[dict[str, Any]]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    name, _, split = source.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split or "train")
+        rows = datasets.load_dataset(name, subset, split=split) if subset else datasets.load_dataset(name, split=split)
     except (DatasetsError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{source}: neither a file nor a hub dataset that can be loaded: {reason}") from None
+        raise ConfigError(f"{name}: neither a file nor a hub dataset that can be loaded: {reason}") from None
     yield from rows
 
 
