@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything lives in .venv; PYTHON chooses the interpreter that creates it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint clean
+.PHONY: help install run test lint audit clean
 
 PYTHON ?= python3.11
 ARGS ?=
@@ -35,6 +35,12 @@ test: .venv/.installed ## run the tests: pytest $(ARGS)
 lint: .venv/.installed ## check style and formatting
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+
+# The tool gets an environment of its own: the locks are what is examined. --strict: a package that cannot be looked up is no pass.
+audit: ## look up known vulnerabilities of every pinned package (asks pypi.org)
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip -qq --no-input install pip-audit; }
+	@for lock in cpu gpu; do sed 's/+cpu$$//' $$lock.lock > build/audit/$$lock.txt; echo "audit: $$lock.lock"; \
+	  build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r build/audit/$$lock.txt || exit 1; done
 
 clean: ## remove .venv, caches and build products (keeps runs/)
 	@rm -rf .venv build *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -27,6 +27,8 @@ COMMANDS = {
     "export": ("export", "write the demonstrations as conversations: JSON lines and a datasets folder"),
     "import": ("import_set", "take conversations from elsewhere as demonstrations, for sft"),
     "grade": ("grade", "grade the answers in a file"),
+    "plan": ("plan", "placement, memory and time of an RL step on so many GPUs, on paper"),
+    "status": ("status", "what a run is doing now: phase, numbers, actors, alarms"),
     "pretrain": ("pretrain", "train the embedded base model from nothing (it is shipped, so nobody needs to)"),
 }
 

@@ -20,7 +20,7 @@ from srl.config import Config, load_config
 ROOT = Path(__file__).parents[1]
 CRDS = ROOT.parent / "shared" / "crds"
 OVERLAYS = ["cpu-demo", "one-node", "several-nodes", "standing"]
-KUSTOMIZATIONS = [*(f"overlays/{name}" for name in OVERLAYS), "queue"]
+KUSTOMIZATIONS = [*(f"overlays/{name}" for name in OVERLAYS), "queue", "monitoring"]
 CORE = {"v1", "networking.k8s.io/v1"}
 RAYJOB, POD = "/spec/rayClusterSpec", "template/spec"
 

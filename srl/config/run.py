@@ -1,5 +1,7 @@
 """The run and the Ray it runs on."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from srl.config.section import Section
@@ -18,3 +20,13 @@ class RunConfig(Section):
     local_cpus: int = Field(8, ge=4, description="Logical CPUs of a local Ray; more than cores is fine, they only count actors.")
     dashboard_port: int = Field(0, ge=0, lt=65536, description="Port of a local Ray's dashboard; 0 starts none.")
     object_store_mib: int = Field(512, ge=80, description="Object store of a local Ray, MiB.")
+    log: Literal["text", "json"] = Field(
+        "text", description="Form of the driver's lines and of all actors' logs; json carries run, phase and step."
+    )
+    sinks: list[Literal["wandb", "mlflow"]] = Field(
+        [], description="Where measurements go besides metrics.jsonl, TensorBoard and Prometheus; each needs its package."
+    )
+    heartbeat_s: float = Field(5, gt=0, description="Seconds between two heartbeats of an actor, and between two looks at them.")
+    stall_s: float = Field(
+        900, gt=0, description="Seconds without any movement after which the run says so and dumps all stacks."
+    )

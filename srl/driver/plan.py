@@ -1,19 +1,38 @@
-"""Numbers that follow from a configuration: shown by --dry-run before anything is paid for."""
+"""Numbers that follow from a configuration, shown before anything is paid for: by --dry-run and by `plan`."""
 
-from srl.config import Config
-from srl.learner.model import parameter_count
-from srl.protocols.chat import model_folder
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from srl.config import Config, ConfigError
+from srl.driver.scale import (
+    MACHINES,
+    Machine,
+    Plan,
+    Shape,
+    Work,
+    bytes_each,
+    cache_bytes_per_token,
+    learner_bytes,
+    plan_placement,
+    rl_work,
+    scaling,
+    stops_at,
+)
+from srl.learner.model import LOGITS_AT_ONCE
+from srl.protocols.chat import first_line, model_folder
+
+COUNTS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
 def derived(config: Config) -> dict[str, str]:
-    """Name -> readable value. Memory is what weights, gradients, optimizer and caches take, without activations."""
+    """Name -> readable value."""
     rl, sft, stage1, learner = config.rl, config.sft, config.stage1, config.learner
-    count = parameter_count(model_folder(config.model.path))
-    bytes_each = 4 if config.model.dtype == "float32" else 2
+    shape = model_shape(model_folder(config.model.path))
+    weights = shape.parameters * bytes_each(config)
     trajectories = rl.prompts * rl.group
     attempts = stage1.prompts * stage1.attempts
     return {
-        "parameters": f"{count:,}",
+        "parameters": f"{shape.parameters:,}",
         "stage 1 samples": f"{attempts:,} attempts, {attempts * stage1.verdicts:,} verdicts, "
         f"at most {attempts * max(stage1.wrong_revisions, stage1.correct_revisions):,} revisions",
         "sft global batch": f"{sft.batch} trajectories over {learner.workers} ranks",
@@ -21,10 +40,10 @@ def derived(config: Config) -> dict[str, str]:
         "rl global batch": f"{trajectories:,} trajectories a step, {trajectories // rl.mini_batches:,} an optimizer step",
         "rl optimizer steps": f"{rl.steps * rl.mini_batches:,}",
         "rl tokens per step": f"at most {trajectories * config.rollout.max_response_tokens:,} sampled",
-        "memory per rollout actor": gibibytes(rollout_bytes(config, count * bytes_each)),
-        "memory per learner actor": gibibytes(learner_bytes(config, count, config.objective.needs_reference)),
-        **({"memory per critic actor": gibibytes(learner_bytes(config, count, False))} if config.credit.needs_critic else {}),
-        "bytes per weight sync": f"{count * bytes_each:,} to each of {config.rollout.workers} rollout actors",
+        "memory per rollout actor": gibibytes(rollout_bytes(config, weights)),
+        "memory per learner actor": learner_memory(config, shape, config.objective.needs_reference),
+        **({"memory per critic actor": learner_memory(config, shape, False)} if config.credit.needs_critic else {}),
+        "bytes per weight sync": f"{weights:,} to each of {config.rollout.workers} rollout actors",
     }
 
 
@@ -34,15 +53,91 @@ def rollout_bytes(config: Config, weights: int) -> float:
     return weights / rollout.tensor_parallel if rollout.gpus else weights + rollout.kv_cache_gib * 2**30
 
 
-def learner_bytes(config: Config, count: int, reference: bool) -> float:
-    """Model with AdamW in mixed precision (16 bytes a parameter; 16 in float32 too) by ZeRO stage, and the frozen reference."""
-    bytes_each = 4 if config.model.dtype == "float32" else 2
-    parts = {"weights": bytes_each, "gradients": bytes_each, "optimizer": 16 - 2 * bytes_each}
-    sharded = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: ("optimizer", "gradients", "weights")}
-    shards = sharded[config.learner.zero_stage]
-    policy = sum(size / (config.learner.workers if name in shards else 1) for name, size in parts.items())
-    frozen = bytes_each / (config.learner.workers if config.learner.zero_stage == 3 else 1) if reference else 0
-    return count * (policy + frozen)
+def learner_memory(config: Config, shape: Shape, reference: bool) -> str:
+    size = learner_bytes(config, shape, config.learner.workers, reference, LOGITS_AT_ONCE)
+    return f"{gibibytes(size)}, activations of {config.learner.micro_batch_tokens:,} tokens included"
+
+
+def model_shape(path: str) -> Shape:
+    """From the model's configuration alone. Raises ConfigError if there is none."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.path={path}: no model configuration can be loaded from it: {first_line(error)}") from None
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_width=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        inner=text.intermediate_size,
+        vocabulary=text.vocab_size,
+    )
+
+
+def placement_report(config: Config, gpu: str, devices: int, tokens: float, prompt: float) -> str:
+    """What to set for so many devices, what a step takes, how it scales, and where that ends."""
+    machine, shape = MACHINES[gpu], model_shape(model_folder(config.model.path))
+    work = rl_work(config, tokens, prompt)
+    plan = plan_placement(config, shape, machine, work, devices, LOGITS_AT_ONCE)
+    lines = [
+        f"{shape.parameters:,} parameters, {cache_bytes_per_token(config, shape):,.0f} bytes of cache per token, "
+        f"{work.trajectories:,} trajectories a step of {prompt:g} + {tokens:g} tokens ({work.longest:,} at most), "
+        f"{devices} x {machine.name}",
+    ]
+    if plan is None:
+        return "\n".join([*lines, no_room(config, shape, machine, devices)])
+    lines += ["", *plan_lines(plan, work, machine), "", *scaling_lines(config, shape, machine, work)]
+    return "\n".join(lines)
+
+
+def no_room(config: Config, shape: Shape, machine: Machine, devices: int) -> str:
+    needed = learner_bytes(config, shape, max(1, devices - 1), config.objective.needs_reference, LOGITS_AT_ONCE)
+    return (
+        f"does not fit: a learner rank takes {gibibytes(needed)} of {machine.memory_gib:g} GiB with {max(1, devices - 1)} ranks, "
+        "and an engine needs a device of its own; settings that change it: learner.zero_stage=3, "
+        "learner.gradient_checkpointing=true, learner.micro_batch_tokens, learner.offload_optimizer=true"
+    )
+
+
+def plan_lines(plan: Plan, work: Work, machine: Machine) -> list[str]:
+    per_second = work.trajectories * work.sampled_tokens / plan.step_s
+    nodes = -(-plan.learners // machine.per_node) + -(-plan.engines * plan.tensor_parallel // machine.per_node)
+    return [
+        f"set: learner.workers={plan.learners} rollout.workers={plan.engines} rollout.tensor_parallel={plan.tensor_parallel} "
+        f"rollout.gpus={plan.tensor_parallel}",
+        f"nodes of {machine.per_node}, when learners and engines share none: {nodes}",
+        f"memory: learner rank {plan.learner_gib:.1f} GiB; engine {plan.rollout_gib:.1f} GiB per device with its "
+        f"{plan.concurrent:,} concurrent sequences",
+        f"step: {plan.step_s:.1f} s = rollout {plan.rollout_s:.1f} + reward {plan.reward_s:.1f} + learner {plan.learner_s:.1f} "
+        f"+ weights {plan.sync_s:.1f}",
+        f"sampled tokens per second, over the whole step: {per_second:,.0f}",
+    ]
+
+
+def scaling_lines(config: Config, shape: Shape, machine: Machine, work: Work) -> list[str]:
+    plans = scaling(config, shape, machine, work, COUNTS, LOGITS_AT_ONCE)
+    rows = [f"{'devices':>8} {'learners':>9} {'engines':>8} {'TP':>3} {'step s':>8} {'rollout':>8} {'learner':>8} {'rest':>6}"]
+    for count, plan in plans:
+        if plan is None:
+            rows.append(f"{count:>8} does not fit")
+            continue
+        rest = plan.reward_s + plan.sync_s
+        placed = f"{count:>8} {plan.learners:>9} {plan.engines:>8} {plan.tensor_parallel:>3}"
+        rows.append(f"{placed} {plan.step_s:>8.1f} {plan.rollout_s:>8.1f} {plan.learner_s:>8.1f} {rest:>6.1f}")
+    if (last := stops_at(plans)) is not None:
+        plan = dict(plans)[last]
+        parts = {"rollout": plan.rollout_s, "grading": plan.reward_s, "learner": plan.learner_s, "weights": plan.sync_s}
+        rows.append(
+            f"with this batch, twice {last} devices are less than 1.2 times as fast; the largest part is "
+            f"{max(parts, key=parts.get)}. Larger steps (rl.prompts) use more devices; more devices alone do not help"
+        )
+    return rows
 
 
 def gibibytes(size: float) -> str:

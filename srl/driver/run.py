@@ -16,6 +16,8 @@ from srl.evaluation.table import format_table
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say
 from srl.observe.run_directory import RunDirectory
+from srl.observe.sinks import check_sinks
+from srl.observe.watchdog import observed
 
 PHASES = {
     "evaluate-base": "the base model, prompted to judge and correct itself, and asked again without a verdict",
@@ -40,6 +42,7 @@ def run_phases(config: Config, command: str) -> None:
     check_model(config)
     recipe_functions(config)
     check_port(config)
+    check_sinks(config.run.sinks)
     problems = load_task(config)
     run = RunDirectory(config)
     say(f"run {config.run.name} in {run.path}")
@@ -47,23 +50,29 @@ def run_phases(config: Config, command: str) -> None:
     try:
         connect(config)
         stop_on_sigterm()
-        wanted = COMMANDS[command]
-        for index, phase in enumerate(wanted):
-            if phase in run.done():
-                say(f"[{index + 1}/{len(wanted)}] {phase}: done before ({run.done()[phase]:.0f} s)")
-                continue
-            if command == "evaluate" and not has_checkpoint(run, phase):
-                say(f"[{index + 1}/{len(wanted)}] {phase}: no such checkpoint yet, left out")
-                continue
-            say(f"[{index + 1}/{len(wanted)}] {phase}: {PHASES[phase]}")
-            started = time.monotonic()
-            with run.phase(phase):
-                perform(phase, session, problems)
-            shutil.rmtree(run.file(f"resume/{phase}"), ignore_errors=True)
-            say(f"      {phase} took {time.monotonic() - started:.0f} s")
+        with observed(config, run):
+            perform_missing(command, run, session, problems)
     finally:
         session.close()
     show(run)
+
+
+def perform_missing(command: str, run: RunDirectory, session: Session, problems: dict) -> None:
+    """The command's phases in order, except those that are done."""
+    wanted = COMMANDS[command]
+    for index, phase in enumerate(wanted):
+        if phase in run.done():
+            say(f"[{index + 1}/{len(wanted)}] {phase}: done before ({run.done()[phase]:.0f} s)")
+            continue
+        if command == "evaluate" and not has_checkpoint(run, phase):
+            say(f"[{index + 1}/{len(wanted)}] {phase}: no such checkpoint yet, left out")
+            continue
+        say(f"[{index + 1}/{len(wanted)}] {phase}: {PHASES[phase]}")
+        started = time.monotonic()
+        with run.phase(phase):
+            perform(phase, session, problems)
+        shutil.rmtree(run.file(f"resume/{phase}"), ignore_errors=True)
+        say(f"      {phase} took {time.monotonic() - started:.0f} s")
 
 
 def perform(phase: str, session: Session, problems: dict) -> None:

@@ -9,6 +9,7 @@ import ray
 import ray.data
 
 from srl.config import Config, ConfigError
+from srl.driver.resources import alive_nodes, shortage
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import Chat, model_folder
 from srl.reward.actor import create_reward_actors, grade_all
@@ -95,6 +96,8 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     quiet_pipelines()
     options = {"namespace": f"srl-{config.run.name}", "log_to_driver": False, "logging_level": "ERROR"}
+    if config.run.log == "json":
+        options |= {"logging_config": ray.LoggingConfig(encoding="JSON", log_level="ERROR")}
     address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -141,20 +144,8 @@ def check_port(config: Config) -> None:
 
 def check_cluster(config: Config) -> None:
     """Raises ConfigError when the cluster can never hold all actors at once; asked and present side by side."""
-    parts = {"rollout": config.rollout, "learner": config.learner, "reward": config.reward}
-    if config.credit.needs_critic:
-        parts["critic"] = config.learner
-    asked = {
-        "CPU": sum(part.workers * part.cpus for part in parts.values()) + 1,
-        "GPU": sum(part.workers * getattr(part, "gpus", 0) for part in parts.values()),
-    }
-    present = ray.cluster_resources()
-    for kind, amount in asked.items():
-        if amount > present.get(kind, 0):
-            shares = ", ".join(
-                f"{name} {part.workers} x {getattr(part, kind.lower() + 's', 0):g}" for name, part in parts.items()
-            )
-            raise ConfigError(f"{kind}s asked: {amount:g} ({shares}, pipelines 1 CPU); in the cluster: {present.get(kind, 0):g}")
+    if lack := shortage(config, alive_nodes(ray.nodes())):
+        raise ConfigError(lack)
 
 
 def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from srl.learner.engine import Engine, frozen, join_ranks
 from srl.learner.lora import adapters_off, add_adapters
 from srl.learner.losses import Loss
 from srl.learner.model import TokenLogprobs, load_critic, load_model, save_folder
+from srl.observe.pulse import start_pulse
 from srl.protocols.chat import load_tokenizer
 from srl.weights.bundle import Bundle, send
 
@@ -30,6 +31,7 @@ class Learner:
         self.config, self.rank, self.world = config, rank, world
         self.frozen: dict[str, Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]] = {}
         self.moved: set[str] = set()  # frozen models that are no longer what `start` loaded
+        self.counts: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
@@ -48,6 +50,7 @@ class Learner:
         self, path: str, reference: str | None, critic: bool, address: tuple[str, int], weight_decay: float, clip: float
     ) -> None:
         """Load the model at `path` (a critic: with a value head) and a frozen copy of that at `reference`; join the ranks."""
+        start_pulse("critic" if critic else "learner", self.rank, lambda: self.counts)
         learner = self.config.learner
         join_ranks(address, self.rank, self.world, learner.gpus > 0)
         if not learner.gpus:
@@ -82,7 +85,7 @@ class Learner:
         self.engine.train(True)
         norm = 0.0
         for index, examples in enumerate(micro_batches):
-            batch = collate(examples, self.pad_id).to(self.device)
+            batch = self._batch(examples)
             if "reference" in self.frozen:
                 with torch.no_grad():
                     batch.reference_logprobs, _ = self.frozen["reference"](batch)
@@ -101,7 +104,7 @@ class Learner:
         total = 0.0
         with torch.no_grad():
             for examples in micro_batches:
-                batch = collate(examples, self.pad_id).to(self.device)
+                batch = self._batch(examples)
                 logprobs_t, _ = self.engine(batch)
                 total += float(loss(logprobs_t, batch)[0])
         return total / denominator
@@ -113,7 +116,7 @@ class Learner:
         result = {}
         with torch.no_grad():
             for examples in micro_batches:
-                batch = collate(examples, self.pad_id).to(self.device)
+                batch = self._batch(examples)
                 values_t = module(batch)[0]
                 for index, example in enumerate(examples):
                     result[example.id] = values_t[batch.sequence == index].tolist()
@@ -154,6 +157,10 @@ class Learner:
                 if index % self.world == self.rank:
                     mine[f"{FROZEN}{frozen_name}:{name}"] = whole.detach().cpu().clone()
         write_part(Path(folder), self.rank, mine, self.engine.optimizer_steps(), torch.get_rng_state())
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        self.counts.update(micro_batches=1, tokens=sum(len(example.token_ids) for example in examples))
+        return collate(examples, self.pad_id).to(self.device)
 
     def load_state(self, folder: str) -> None:
         """Inverse of `save_state`, whatever the number of ranks that saved it."""

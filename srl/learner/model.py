@@ -90,7 +90,14 @@ def load_critic(path: str, config: ModelConfig) -> TokenValues:
 def load_model(path: str, config: ModelConfig) -> nn.Module:
     """Raises ConfigError with the folder and what is wrong with it."""
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype), attn_implementation=ATTENTION)
+        # Safetensors hold no code; pickled weights and modules beside a model do.
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model can be loaded from it: {first_line(error)}") from None
 
@@ -119,7 +126,7 @@ def parameter_count(path: str) -> int:
     """Parameters of the model at `path`, from its configuration alone. Raises ConfigError if there is none."""
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model configuration can be loaded from it: {first_line(error)}") from None
     return sum(parameter.numel() for parameter in model.parameters())

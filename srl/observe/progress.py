@@ -1,19 +1,31 @@
 """What a person sees while a run works."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 15.0
+FIELDS: list[Callable[[], dict[str, Any]]] = []  # what JSON lines carry besides time, level and message; none: plain text
 
 
 def say(text: str) -> None:
     """One line that does not tear a progress bar."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(json_line(text) if FIELDS else text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def json_line(text: str) -> str:
+    level = "warning" if text.lstrip().startswith(("ALARM", "WARNING")) else "info"
+    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level}
+    for fields in FIELDS:
+        entry |= fields()
+    return json.dumps({**entry, "message": text.strip()})
 
 
 @contextmanager

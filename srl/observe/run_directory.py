@@ -4,6 +4,8 @@ config.yaml          the resolved configuration; a run continues only under the 
 state.json           finished phases and their seconds
 metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
 results.json         one row per method and benchmark
+status.json          what the run is doing now, for the `status` command
+stacks-*.txt         of all actors, from a time at which nothing moved
 trajectories.jsonl   samples to read
 stage1/              samples/, demonstrations.parquet, difficulty.parquet (share of right attempts of every problem), the
                      data card as card.json, card.md and card/*.svg
@@ -15,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,18 @@ from srl.config import Config, ConfigError
 
 # Settings that say where and how to run; changing them does not make it another run.
 FREE = {
-    "run": {"fresh", "directory", "ray_address", "local_cpus", "object_store_mib", "dashboard_port"},
+    "run": {
+        "fresh",
+        "directory",
+        "ray_address",
+        "local_cpus",
+        "object_store_mib",
+        "dashboard_port",
+        "log",
+        "sinks",
+        "heartbeat_s",
+        "stall_s",
+    },
     "rollout": {"nodes"},
     # Any number of ranks can read a checkpoint.
     "learner": {"nodes", "workers", "cpus", "gpus", "zero_stage", "micro_batch_tokens", "gradient_checkpointing", "threads"}
@@ -51,13 +64,23 @@ class RunDirectory:
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self._tensorboard = None
+        self.current, self.step, self.moved = "start", 0, time.monotonic()
+        self.listeners: list[Callable[[str, int, Mapping[str, Any]], None]] = []
 
     @staticmethod
     def locate(config: Config) -> Path:
         return Path(config.run.directory).absolute() / config.run.name
 
     def file(self, name: str) -> Path:
-        return self.path / name
+        """A path in this directory. Raises ValueError for a name that leads out of it."""
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError(f"{name!r} leads out of the run directory {self.path}")
+        return path
+
+    def context(self) -> dict[str, Any]:
+        """Where the run is, for log lines."""
+        return {"run": self.path.name, "phase": self.current, "step": self.step}
 
     def done(self) -> dict[str, float]:
         """Finished phases and their seconds."""
@@ -67,18 +90,22 @@ class RunDirectory:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase; it counts as done only if the block ends without an error."""
-        started = time.monotonic()
+        self.current, self.step = name, 0
+        self.moved = started = time.monotonic()
         yield
         seconds = round(time.monotonic() - started, 1)
         write_text(self.file("state.json"), json.dumps({"phases": {**self.done(), name: seconds}}, indent=1))
         self.record("phase", 0, name=name, seconds=seconds)
 
     def record(self, phase: str, step: int, **values: Any) -> None:
-        """One line of metrics; numbers also go to TensorBoard as `phase/name`."""
+        """One line of metrics; numbers also go to TensorBoard as `phase/name`, and to every listener."""
+        self.step, self.moved = step, time.monotonic()
         with self.file("metrics.jsonl").open("a") as file:
             file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
         if phase == "phase":
             return
+        for listener in self.listeners:
+            listener(phase, step, values)
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter
 

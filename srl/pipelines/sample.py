@@ -10,6 +10,7 @@ driver or node that dies loses the blocks in flight, and the next start samples 
 
 import asyncio
 import math
+import os
 import queue
 import threading
 import time
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import ray
 
 from srl.config import Config
+from srl.observe.pulse import start_pulse
 from srl.pipelines.samples import Row, block_label, blocks_of, fingerprint, missing_blocks, sample_files, tidy, write_block
 from srl.pipelines.tree import ALL_STEPS, EngineLoop, Grading, Sampler
 from srl.protocols.chat import Chat
@@ -72,6 +74,8 @@ class EngineActor:
         self.chat = Chat(work.model, config.prompts)
         self.loop = EngineLoop(Engine(work.model, config.model, config.rollout, self.chat.stop_ids), config.rollout.max_sequences)
         self.grading = Grading(reward_actors, config.reward.timeout_s)
+        # Ray Data numbers no actors; the process does as well.
+        start_pulse("sampler", os.getpid(), lambda: self.loop.counts, lambda: {"running": len(self.loop.waiting)})
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, list]:
         """One block of problems, all at once. Raises TimeoutError after `rollout.timeout_s`."""

@@ -40,6 +40,7 @@ class EngineLoop:
         self.running: set[str] = set()
         self.waiting: dict[str, asyncio.Future[Completion]] = {}
         self.stepping: asyncio.Task | None = None
+        self.counts: Counter[str] = Counter()
 
     async def generate(self, request_id: str, token_ids: list[int], sampling: Sampling) -> Completion:
         """Raises what the engine raises in a step, ValueError for an id that is running."""
@@ -64,6 +65,7 @@ class EngineLoop:
                 self._submit()
                 for done in self.engine.step():
                     self.running.discard(done.request_id)
+                    self.counts.update(turns=1, sampled_tokens=len(done.token_ids))
                     if (result := self.waiting.pop(done.request_id, None)) is not None and not result.done():
                         result.set_result(done)
         except Exception as error:

@@ -79,7 +79,7 @@ def squeezed(text: str) -> str:
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Raises ConfigError when there is no usable tokenizer with a chat template at `path`."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"model.path={path}: no tokenizer can be loaded from it: {first_line(error)}") from None
     if tokenizer.chat_template is None:

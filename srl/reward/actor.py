@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 
 from srl.config import RewardConfig
+from srl.observe.pulse import start_pulse
 from srl.reward.grader import Grader
 from srl.reward.rules import GradeRequest
 from srl.trajectory import Outcome
@@ -25,6 +26,7 @@ class RewardActor:
         self.outcomes: Counter[Outcome] = Counter()
         self.grader = Grader(config)
         self.grader.prove()
+        start_pulse("reward", index, self.pulse_counts)
 
     def __repr__(self) -> str:
         return f"RewardActor({self.index})"
@@ -44,6 +46,11 @@ class RewardActor:
         """Grades given since the actor (re)started, by outcome; how many the cache answered; how its processes ended."""
         counts = {str(outcome): count for outcome, count in self.outcomes.items()}
         return {**counts, "cached": self.grader.cached, "killed": self.grader.pool.killed, "died": self.grader.pool.died}
+
+    def pulse_counts(self) -> dict[str, int]:
+        """For the metrics: grades by outcome, and what became of the processes."""
+        grades = {f"grades/{outcome}": count for outcome, count in dict(self.outcomes).items()}
+        return {**grades, "processes_killed": self.grader.pool.killed, "processes_died": self.grader.pool.died}
 
 
 def create_reward_actors(config: RewardConfig) -> list[ActorHandle]:

@@ -97,6 +97,7 @@ class Engine:
         arguments = EngineArgs(
             model=path,
             tokenizer=path,
+            load_format="safetensors",
             dtype=model.dtype,
             max_model_len=model.max_length,
             max_num_seqs=rollout.max_sequences,

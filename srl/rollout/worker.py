@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from srl.config import Config
+from srl.observe.pulse import start_pulse
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.engine import Engine
@@ -37,6 +38,7 @@ class RolloutWorker:
             protocol,
             config.rollout.hang_s,
         )
+        start_pulse("rollout", index, self.counts, self.levels)
 
     def __repr__(self) -> str:
         return f"RolloutWorker({self.index})"
@@ -82,6 +84,11 @@ class RolloutWorker:
     def counts(self) -> dict[str, int]:
         """Tokens since the start: in prompts of all turns, of these found in the prefix cache, and sampled."""
         return dict(self.thread.loop.counts)
+
+    def levels(self) -> dict[str, int]:
+        """Trajectories in the engine and in line for it, and the weights it holds."""
+        loop = self.thread.loop
+        return {"running": len(loop.running), "waiting": len(loop.waiting), "weight_version": loop.engine.version}
 
     def _check_version(self, weight_version: int) -> None:
         if weight_version != self.ready():

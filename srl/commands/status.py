@@ -1,0 +1,41 @@
+"""status: what a run does now, in the terminal; on demand also a timeline of its Ray tasks."""
+
+import argparse
+import os
+
+from srl.config import Config, ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="also write Ray's task timeline, for chrome://tracing or ui.perfetto.dev; on a node of the run",
+    )
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    from srl.observe.run_directory import RunDirectory
+    from srl.observe.status import running_status
+
+    path = RunDirectory.locate(config)
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such run directory")
+    print(running_status(path))
+    if options.timeline:
+        write_timeline(options.timeline, config.run.ray_address or os.environ.get("RAY_ADDRESS") or "auto")
+
+
+def write_timeline(file: str, address: str) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise ConfigError(f"--timeline: no Ray cluster answers at {address} ({error})") from None
+    try:
+        ray.timeline(file)
+    finally:
+        ray.shutdown()
+    print(f"timeline: {file}")

@@ -1,0 +1,89 @@
+"""What a run does now, read from its directory alone: works on any machine that sees the files."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from srl.observe.health import gibibytes
+
+# Recorded numbers worth a line, in this order; each phase has some of them.
+SHOWN = ("loss", "reward", "turn1", "final", "kl", "entropy", "policy_age", "tokens_per_second", "seconds", "validation_loss")
+TAIL_BYTES = 65536
+
+
+def format_status(path: Path, now: float) -> str:
+    """Several lines: phase and step, what is done, the latest measurement, each actor, alarms."""
+    state = json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else None
+    done = json.loads((path / "state.json").read_text())["phases"] if (path / "state.json").exists() else {}
+    lines = [headline(path, state, now)]
+    if done:
+        lines.append("done: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.items()))
+    if latest := last_record(path / "metrics.jsonl"):
+        shown = ", ".join(f"{name} {latest[name]:.4g}" for name in SHOWN if isinstance(latest.get(name), int | float))
+        lines.append(f"latest: {latest['phase']} step {latest['step']}: {shown}")
+    if state:
+        lines += ["", *actor_table(state["actors"])]
+        lines += [f"alarm: {line}" for line in state["alarms"]]
+    return "\n".join(lines)
+
+
+def headline(path: Path, state: dict[str, Any] | None, now: float) -> str:
+    if state is None:
+        return f"{path}: has not started its actors yet"
+    where = f"pid {state['pid']} on {state['host']}"
+    if state["ended"]:
+        return f"{path}: not running; ended {ago(now - state['written'])} in phase {state['phase']} ({where})"
+    if now - state["written"] > 10 * state["interval_s"] + 30:
+        return (
+            f"{path}: not running or out of reach; last heard {ago(now - state['written'])} in phase {state['phase']} ({where})"
+        )
+    return f"{path}: phase {state['phase']}, step {state['step']}, moved {ago(state['moved_s'])} ({where})"
+
+
+def actor_table(actors: list[dict[str, Any]]) -> list[str]:
+    rows = [("actor", "node", "pid", "starts", "heard", "resident", "doing", "counts")]
+    for actor in actors:
+        counts = {**actor["counts"], **actor["levels"]}
+        rows.append(
+            (
+                f"{actor['role']} {actor['rank']}",
+                actor["node"],
+                str(actor["pid"]),
+                str(actor["starts"]),
+                ago(actor["heard_s"]),
+                gibibytes(actor["resident"]),
+                actor["doing"] if actor["doing"] == "idle" else f"{actor['doing']} for {actor['since_s']:.0f} s",
+                " ".join(f"{name}={value:,.10g}" for name, value in counts.items()),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def last_record(file: Path) -> dict[str, Any] | None:
+    """The last whole measurement of metrics.jsonl, without reading all of it."""
+    if not file.exists():
+        return None
+    with file.open("rb") as handle:
+        handle.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        lines = handle.read().decode(errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line: being written, or cut by the seek
+            continue
+        if record["phase"] not in ("phase", "alarm"):
+            return record
+    return None
+
+
+def ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def running_status(path: Path) -> str:
+    return format_status(path, time.time())

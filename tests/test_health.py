@@ -1,0 +1,202 @@
+"""What heartbeats mean, and that actors are heard while they work: real Ray, no engine."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from srl.config import Config, RunConfig
+from srl.observe.health import Beat, likely_cause, memory_risks, silent, stalled
+from srl.observe.pulse import Board, start_pulse
+from srl.observe.run_directory import RunDirectory
+from srl.observe.watchdog import Watchdog, is_dead
+
+GIB = 2**30
+LEARNER = Beat("learner", 0, "a1", "10.0.0.1", 41, "train>backward", 9 * GIB, 10 * GIB, 16 * GIB, heard=100, moved=90, since=95)
+ROLLOUT = Beat("rollout", 1, "b2", "10.0.0.2", 42, "idle", 2 * GIB, 4 * GIB, 16 * GIB, heard=88, moved=60, since=60)
+
+
+def test_only_who_was_not_heard_for_the_limit_is_silent():
+    assert silent([LEARNER, ROLLOUT], now=100, limit_s=10) == [ROLLOUT]
+    assert silent([LEARNER, ROLLOUT], now=100, limit_s=12) == []
+
+
+def test_a_stall_names_who_is_busy_with_what():
+    assert stalled([LEARNER, ROLLOUT], "rl", still_s=10, now=101, limit_s=10) is None
+    line = stalled([LEARNER, ROLLOUT], "rl", still_s=11, now=101, limit_s=10)
+    assert line == "phase rl has not moved for 11 s: learner 0 in train>backward for 6 s"
+    assert stalled([ROLLOUT], "rl", still_s=41, now=101, limit_s=10) == "phase rl has not moved for 41 s: every actor is idle"
+
+
+def test_a_full_node_is_named_with_its_largest_actors_and_the_settings_that_matter():
+    full = replace(LEARNER, node_used=15 * GIB)
+    neighbour = replace(ROLLOUT, node="10.0.0.1", heard=99)  # an older look at the same node does not count
+    assert memory_risks([LEARNER, ROLLOUT]) == []
+    (line,) = memory_risks([neighbour, full])
+    assert line.startswith("node 10.0.0.1 uses 94% of its 16.0 GiB memory (learner 0 9.0 GiB, rollout 1 2.0 GiB); ")
+    assert "learner.micro_batch_tokens" in line
+
+
+@pytest.mark.parametrize(
+    ("message", "used", "cause"),
+    [
+        ("The actor died unexpectedly", 15, "out of memory; settings that change it: learner.micro_batch_tokens"),
+        ("Task was killed due to the node running low on memory (OOM)", 5, "out of memory"),
+        ("The node with node id 12 has been marked dead", 5, "its node left the cluster"),
+        ("Worker exit detail: connection error code 2", 5, "killed by a signal or by an error in native code"),
+    ],
+)
+def test_a_death_is_explained_by_the_last_heartbeat_and_rays_message(message: str, used: int, cause: str):
+    line = likely_cause("a1", message, [ROLLOUT, replace(LEARNER, node_used=used * GIB)], now=103)
+    assert line.startswith("learner 0 on 10.0.0.1 (pid 41) died in train>backward; 3 s before, it had 9.0 GiB resident")
+    assert cause in line
+
+
+def test_an_actor_that_was_never_heard_is_not_explained():
+    assert likely_cause("zz", "died", [LEARNER], 100) is None
+
+
+def test_the_board_keeps_when_counts_moved_and_counts_restarts():
+    board = Board.__ray_metadata__.modified_class(2.0)
+    board.beat(replace(LEARNER, counts={"tokens": 1}))
+    (first,) = board.snapshot()[1]
+    time.sleep(0.01)
+    board.beat(replace(LEARNER, counts={"tokens": 1}, doing="idle"))
+    (second,) = board.snapshot()[1]
+    assert second.moved == first.moved and second.since > first.since and second.heard > first.heard
+    board.beat(replace(LEARNER, counts={"tokens": 2}, pid=77))
+    _, (third,), (dead,) = board.snapshot()
+    assert third.moved > second.moved and third.starts == 2 and dead.pid == 41
+
+
+class Worker:
+    """Stands for any actor: it works without a pause and is asked nothing."""
+
+    def __init__(self):
+        self.counts = {"steps": 0}
+        start_pulse("rollout", 0, lambda: self.counts)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def work(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.counts["steps"] += 1
+            time.sleep(0.01)
+
+    def hang(self) -> None:
+        threading.Event().wait(3600)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory):
+    """A run directory whose watchdog looks five times a second and calls two seconds without movement a stall."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=4, namespace="srl-tiny", include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    run = RunDirectory(Config(run=RunConfig(directory=str(tmp_path_factory.mktemp("runs")))))
+    lines: list[str] = []
+    watchdog = Watchdog(run, "tiny", interval_s=0.2, stall_s=2.0, tell=lines.append)
+    yield watchdog, run, lines
+    watchdog.close()
+    run.close()
+    ray.shutdown()
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited 60 s for {what}"
+        time.sleep(0.05)
+
+
+def beat_of(watchdog: Watchdog, pid: int) -> Beat | None:
+    return next((beat for beat in watchdog.beats if beat.pid == pid), None)
+
+
+def test_an_actor_is_heard_while_it_works(watched):
+    watchdog, _, _ = watched
+    actor = ray.remote(Worker).remote()
+    pid = ray.get(actor.pid.remote())
+    work = actor.work.remote(4)
+    wait_for(lambda: (beat := beat_of(watchdog, pid)) and beat.counts["steps"] > 0, "a heartbeat from inside the call")
+    before = beat_of(watchdog, pid)
+    wait_for(lambda: beat_of(watchdog, pid).counts["steps"] > before.counts["steps"], "the next heartbeat")
+    assert before.resident > 10 * 2**20 and before.node_limit > before.node_used > 0
+    assert not ray.wait([work], timeout=0)[0], "the call ended before the test looked"
+    ray.kill(actor)
+
+
+def test_a_closed_actor_is_forgotten_without_an_alarm(watched):
+    watchdog, _, lines = watched
+    actor = ray.remote(Worker).remote()
+    pid = ray.get(actor.pid.remote())
+    wait_for(lambda: beat_of(watchdog, pid), "a heartbeat")
+    ray.kill(actor)
+    wait_for(lambda: not beat_of(watchdog, pid), "the board to forget the actor")
+    assert not any(str(pid) in line for line in lines)
+
+
+def test_a_stall_is_told_once_with_the_stacks_of_everybody(watched):
+    _, run, lines = watched
+    actor = ray.remote(Worker).remote()
+    pid = ray.get(actor.pid.remote())
+    actor.hang.remote()
+    run.record("sft", 0, loss=1.0)
+    time.sleep(0.5)
+    lines.clear()
+    wait_for(lambda: any("has not moved" in line for line in lines), "the stall alarm")
+    time.sleep(1)
+    (line,) = [line for line in lines if "has not moved" in line]
+    assert line.startswith("ALARM: phase start has not moved for ") and "; stacks: " in line
+    text = Path(line.split("; stacks: ")[1]).read_text()
+    assert f"==== rollout 0, pid {pid}" in text and "in hang" in text and "==== driver" in text
+    ray.kill(actor)
+
+
+def test_a_killed_and_restarted_actor_is_explained(watched):
+    watchdog, _, lines = watched
+    actor = ray.remote(Worker).options(max_restarts=1).remote()
+    pid = ray.get(actor.pid.remote())
+    wait_for(lambda: beat_of(watchdog, pid), "a heartbeat")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: any(f"(pid {pid}) died" in line for line in lines), "the death to be told")
+    (line,) = [line for line in lines if f"(pid {pid}) died" in line]
+    assert line.endswith("Ray started it again") and "GiB resident" in line
+    wait_for(lambda: any(beat.starts == 2 for beat in watchdog.beats), "the new process's heartbeat")
+    ray.kill(actor)
+
+
+def test_the_error_of_a_dead_actor_becomes_its_likely_cause(watched):
+    watchdog, _, _ = watched
+    actor = ray.remote(Worker).remote()
+    pid = ray.get(actor.pid.remote())
+    wait_for(lambda: beat_of(watchdog, pid), "a heartbeat")
+    work = actor.work.remote(3600)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RayActorError) as caught:
+        ray.get(work, timeout=60)
+    wait_for(lambda: is_dead(caught.value.actor_id), "Ray to know of the death")
+    wrapped = RuntimeError("a training step failed")
+    wrapped.__cause__ = caught.value
+    assert f"(pid {pid}) died in " in watchdog.explain(wrapped)
+    assert watchdog.explain(ValueError("another thing")) is None
+
+
+def test_the_status_file_says_where_the_run_is(watched):
+    _, run, _ = watched
+    with run.phase("sft"):
+        run.record("sft", 7, loss=0.5)
+        wait_for(lambda: json.loads(run.file("status.json").read_text())["step"] == 7, "the status file")
+    state = json.loads(run.file("status.json").read_text())
+    assert state["phase"] == "sft" and state["pid"] == os.getpid() and not state["ended"]

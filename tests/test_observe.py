@@ -1,0 +1,164 @@
+"""Status, log lines, sinks and metric names."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from srl.config import Config, ConfigError, RunConfig
+from srl.main import main
+from srl.observe import progress
+from srl.observe.metrics import Exporter, metric_name
+from srl.observe.run_directory import RunDirectory
+from srl.observe.sinks import check_sinks, open_sinks
+from srl.observe.status import ago, format_status, last_record
+
+STATE = {
+    "written": 1000.0, "interval_s": 5, "host": "head", "pid": 7, "ended": False, "phase": "rl", "step": 12, "moved_s": 3.2,
+    "actors": [
+        {"role": "rollout", "rank": 1, "node": "10.0.0.2", "pid": 9, "starts": 2, "heard_s": 1.0, "resident": 2**30,
+         "doing": "generate>step", "since_s": 30.0, "counts": {"sampled_tokens": 123456}, "levels": {"weight_version": 4}},
+    ],
+    "alarms": ["node 10.0.0.2 uses 95% of its 16.0 GiB memory"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    directory = RunDirectory(Config(run=RunConfig(directory=str(tmp_path))))
+    yield directory
+    directory.close()
+
+
+def write_state(run: RunDirectory, **changes: Any) -> None:
+    run.file("status.json").write_text(json.dumps({**STATE, **changes}))
+
+
+def test_status_shows_phase_step_numbers_actors_and_alarms(run: RunDirectory):
+    write_state(run)
+    run.record("rl", 11, reward=0.5, final=61.25, unshown=3)
+    text = format_status(run.path, now=1001.0)
+    assert f"{run.path}: phase rl, step 12, moved 3 s ago (pid 7 on head)" in text
+    assert "latest: rl step 11: reward 0.5, final 61.25" in text
+    row = next(line for line in text.splitlines() if line.startswith("rollout 1"))
+    assert " ".join(row.split()) == (
+        "rollout 1 10.0.0.2 9 2 1 s ago 1.0 GiB generate>step for 30 s sampled_tokens=123,456 weight_version=4"
+    )
+    assert text.endswith("alarm: node 10.0.0.2 uses 95% of its 16.0 GiB memory")
+
+
+def test_status_tells_an_ended_run_from_one_that_is_out_of_reach(run: RunDirectory):
+    write_state(run, ended=True)
+    assert "not running; ended 10 s ago in phase rl" in format_status(run.path, now=1010.0)
+    write_state(run)
+    assert "phase rl, step 12" in format_status(run.path, now=1080.0)  # within ten intervals and half a minute
+    assert "out of reach; last heard 81 s ago in phase rl" in format_status(run.path, now=1081.0)
+
+
+def test_status_of_a_run_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["status", f"run.directory={tmp_path}", "name=none"]) == 2
+    assert f"{tmp_path}/none: no such run directory" in capsys.readouterr().err
+
+
+def test_the_last_record_is_found_behind_a_line_that_is_being_written(run: RunDirectory):
+    for step in range(3000):  # more than what is read from the end
+        run.record("sft", step, loss=1.0, text="x" * 20)
+    with run.file("metrics.jsonl").open("a") as file:
+        file.write('{"phase": "phase", "step": 0}\n{"phase": "rl", "st')
+    assert last_record(run.file("metrics.jsonl"))["step"] == 2999
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(119, "119 s ago"), (120, "2 min ago"), (7200, "2 h ago"), (3 * 86400, "3 d ago")])
+def test_times_are_told_in_a_unit_that_reads(seconds: float, text: str):
+    assert ago(seconds) == text
+
+
+def test_json_lines_carry_run_phase_step_and_level(run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setattr(progress, "FIELDS", [run.context])
+    with run.phase("sft"):
+        run.record("sft", 3, loss=1.0)
+        progress.say('      epoch 1/2  "quoted"')
+        progress.say("ALARM: something")
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert {**first, "time": ""} == {
+        "time": "", "level": "info", "run": "tiny", "phase": "sft", "step": 3, "message": 'epoch 1/2  "quoted"',
+    }  # fmt: skip
+    assert second["level"] == "warning"
+
+
+class FakeSink(ModuleType):
+    """Records what wandb and mlflow would be called with."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.calls: list[tuple] = []
+        self.__spec__ = SimpleNamespace(name=name)
+
+    def __getattr__(self, name: str):
+        def call(*positional, **named):
+            self.calls.append((name, positional, named))
+            return SimpleNamespace(info=SimpleNamespace(run_id="id-1"))
+
+        return call
+
+
+def test_records_reach_the_sinks_with_phase_and_step(run: RunDirectory, monkeypatch: pytest.MonkeyPatch):
+    wandb, mlflow = FakeSink("wandb"), FakeSink("mlflow")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    for _ in range(2):  # the second time the run is continued
+        with open_sinks(["wandb", "mlflow"], run, {"seed": 0}):
+            run.record("rl", 4, kl=0.25, name="text is no number")
+        run.listeners.clear()
+    assert [call[0] for call in wandb.calls] == ["init", "log", "finish"] * 2
+    assert wandb.calls[0][2]["resume"] == "allow" and wandb.calls[0][2]["id"] == "tiny"
+    assert wandb.calls[1][1] == ({"rl/step": 4, "rl/kl": 0.25},)
+    assert ("log_metrics", ({"rl/kl": 0.25},), {"step": 4}) in mlflow.calls
+    assert [call[2]["run_id"] for call in mlflow.calls if call[0] == "start_run"] == [None, "id-1"]
+
+
+def test_a_sink_without_its_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"run.sinks: wandb is not installed \(pip install wandb\)"):
+        check_sinks(["wandb"])
+
+
+def test_metric_names_are_what_prometheus_allows():
+    assert metric_name("rl-validation_c2i") == "srl_rl_validation_c2i"
+
+
+def test_counters_send_increases_only_and_levels_no_nan(monkeypatch: pytest.MonkeyPatch):
+    sent: list[tuple] = []
+
+    def metric(name: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            inc=lambda value, tags: sent.append((name, value, tags["kind"])),
+            set=lambda value, tags: sent.append((name, value, tags["rank"])),
+        )
+
+    monkeypatch.setattr("srl.observe.metrics.Counter", metric)
+    monkeypatch.setattr("srl.observe.metrics.Gauge", metric)
+    exporter = Exporter("tiny", "rollout", 3)
+    for total in (5, 5, 8):
+        exporter.count("rollout_turns", total)
+    exporter.count("reward_grades/correct", 2)
+    exporter.level("rl_kl", 0.5)
+    exporter.level("rl_kl", float("nan"))
+    assert sent == [
+        ("srl_rollout_turns", 5, ""), ("srl_rollout_turns", 3, ""), ("srl_reward_grades", 2, "correct"), ("srl_rl_kl", 0.5, "3"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../other/config.yaml", "/etc/passwd", "stage1/../../x"])
+def test_no_file_outside_the_run_directory_can_be_named(run: RunDirectory, name: str):
+    with pytest.raises(ValueError, match="leads out of the run directory"):
+        run.file(name)
+
+
+def test_a_link_that_leads_out_of_the_run_directory_is_refused(run: RunDirectory, tmp_path: Path):
+    (run.path / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="leads out"):
+        run.file("link/x")

@@ -1,0 +1,184 @@
+"""The planner: numbers worked by hand, published numbers, and what a real forward pass keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from srl.config import Config, load_config
+from srl.driver.plan import derived, model_shape, placement_report
+from srl.driver.scale import (
+    MACHINES,
+    Shape,
+    Work,
+    activation_bytes,
+    cache_bytes_per_token,
+    concurrent_sequences,
+    evaluate_split,
+    learner_s,
+    plan_placement,
+    rl_work,
+    rollout_s,
+    scaling,
+    state_bytes,
+    stops_at,
+)
+from srl.learner.batch import Example, collate
+from srl.learner.model import LOGITS_AT_ONCE, TokenLogprobs
+from srl.learner.packing import ATTENTION
+from srl.main import main
+
+# The shapes of Qwen2.5-7B and Qwen3-4B.
+QWEN_7B = Shape(7_615_616_512, 28, 3584, 28, 4, 128, 18944, 152064)
+QWEN_4B = Shape(4_022_468_096, 36, 2560, 32, 8, 128, 9728, 151936)
+H100, H200 = MACHINES["h100"], MACHINES["h200"]
+
+
+def paper(*overrides: str) -> Config:
+    return load_config("qwen2.5-math-7b.yaml", list(overrides))
+
+
+def saved_bytes(model: torch.nn.Module, tokens: int) -> int:
+    """What autograd keeps of a forward pass besides parameters, each storage once."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept, sizes = [], {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept.append(tensor)
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    quarter = tokens // 4
+    example = [
+        Example(str(i), [7] * quarter, [0.0] * (quarter - 2) + [1.0] * 2, [0.0] * quarter, [0.0] * quarter) for i in range(4)
+    ]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        TokenLogprobs(model)(collate(example, 0))
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(("inner", "kv_heads", "layers"), [(384, 2, 4), (1024, 4, 4), (512, 1, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_what_a_real_forward_pass_keeps(inner: int, kv_heads: int, layers: int, dtype: torch.dtype):
+    config = Qwen2Config(
+        hidden_size=256, intermediate_size=inner, num_attention_heads=4, num_hidden_layers=layers, num_key_value_heads=kv_heads,
+        vocab_size=64,
+    )  # fmt: skip
+    shape, each, tokens = Shape(0, layers, 256, 4, kv_heads, 64, inner, 64), dtype.itemsize, 1024
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    assert saved_bytes(model, tokens) == pytest.approx(activation_bytes(shape, tokens, each, False), rel=0.15)
+    # With checkpointing, the backward pass holds what was saved and one layer that it computes again.
+    model.gradient_checkpointing_enable()
+    one_layer = activation_bytes(Shape(0, 1, 256, 4, kv_heads, 64, inner, 64), tokens, each, False)
+    assert saved_bytes(model, tokens) + one_layer == pytest.approx(activation_bytes(shape, tokens, each, True), rel=0.15)
+
+
+def test_state_of_a_7b_model_by_hand():
+    # 16 bytes a parameter over 8 ranks under ZeRO 3, and 2 bytes of reference, also sharded: 2.25 bytes a parameter.
+    assert state_bytes(paper(), QWEN_7B, 8, reference=True) == QWEN_7B.parameters * 2.25
+    # ZeRO 0 keeps 16 and the whole reference, whatever the ranks; offloading takes the optimizer's 12 away.
+    assert state_bytes(paper("learner.zero_stage=0"), QWEN_7B, 8, reference=True) == QWEN_7B.parameters * 18
+    offloaded = paper("learner.zero_stage=0", "learner.offload_optimizer=true")
+    assert state_bytes(offloaded, QWEN_7B, 8, reference=False) == QWEN_7B.parameters * 4
+
+
+def test_cache_and_how_many_sequences_it_holds_by_hand():
+    # 2 (key, value) x 28 layers x 4 heads x 128 x 2 bytes
+    assert cache_bytes_per_token(paper(), QWEN_7B) == 57_344
+    # (80 GiB x 0.85 - 15.2 GB) / (57344 B x 4000) = 252; the setting allows 512
+    assert concurrent_sequences(paper(), QWEN_7B, H100, 1, 4000) == 251
+    assert concurrent_sequences(paper(), QWEN_7B, H100, 1, 400) == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "predicted"),
+    [
+        (
+            "512 x 8 k tokens, 7B, one H100: 11 minutes",
+            660,
+            rollout_s(
+                paper("model.max_length=16384", "rollout.gpu_memory=0.9"), QWEN_7B, H100, Work(512, 8192, 100, 8192, 5), 1, 1
+            ),
+        ),
+        (
+            "fine-tuning Qwen3-4B at 16 k tokens, 8 H200",
+            53_100,
+            8 * 16384 / learner_s(QWEN_4B, H200, Work(8, 16384, 0, 16384, 3), 8),
+        ),
+        (
+            "RL training of Qwen3-4B at 16 k tokens, 8 H200",
+            27_400,
+            8 * 16384 / learner_s(QWEN_4B, H200, Work(8, 16384, 0, 16384, 5), 8),
+        ),
+    ],
+)
+def test_published_numbers_are_met_within_a_quarter(name: str, published: float, predicted: float):
+    assert predicted == pytest.approx(published, rel=0.25), name
+
+
+def test_the_embedded_task_takes_what_a_run_on_two_cores_took():
+    """A step of the run in the README: 115 sampled tokens a trajectory, rollout 6.8 to 8.2 s, learner 3.9 to 6.1 s."""
+    config = load_config(None, [])
+    shape, machine = model_shape(str(Path(__file__).parents[1] / "srl/tasks/base")), MACHINES["cpu"]
+    work = rl_work(config, 115, 40)
+    assert 6.0 < rollout_s(config, shape, machine, work, 1, 1) < 9.5
+    assert 3.5 < learner_s(shape, machine, work, 1) < 6.5
+
+
+def test_no_other_split_is_faster_than_the_plan():
+    work = rl_work(paper(), 900, 150)
+    plan = plan_placement(paper(), QWEN_7B, H100, work, 16, LOGITS_AT_ONCE)
+    others = [evaluate_split(paper(), QWEN_7B, H100, work, (ranks, 16 - ranks, 1), LOGITS_AT_ONCE) for ranks in range(1, 16)]
+    assert plan.learners + plan.engines * plan.tensor_parallel <= 16
+    assert plan.step_s <= min(other.step_s for other in others if other)
+
+
+def test_what_does_not_fit_is_no_plan():
+    work = rl_work(paper(), 900, 150)
+    assert plan_placement(paper(), QWEN_7B, H100, work, 2, LOGITS_AT_ONCE) is None  # 18 bytes x 7.6 G on one rank
+    assert evaluate_split(paper("learner.zero_stage=0"), QWEN_7B, H100, work, (8, 8, 1), LOGITS_AT_ONCE) is None
+
+
+def test_more_devices_never_make_a_step_slower_and_end_to_help():
+    work = rl_work(paper(), 900, 150)
+    plans = scaling(paper(), QWEN_7B, H100, work, [8, 16, 64, 256, 512, 1024], LOGITS_AT_ONCE)
+    seconds = [plan.step_s for _, plan in plans]
+    assert seconds == sorted(seconds, reverse=True)
+    # The longest trajectory and the weight transfer do not shrink with the number of devices.
+    assert stops_at(plans) == 256
+    longer = Work(work.trajectories * 16, 900, 150, work.longest, work.passes)
+    assert stops_at(scaling(paper(), QWEN_7B, H100, longer, [8, 16, 64, 256, 512, 1024], LOGITS_AT_ONCE)) is None
+
+
+def test_a_plan_names_the_settings_and_a_misfit_the_remedies(tmp_path: Path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
+                "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+                "tie_word_embeddings": False,
+            }
+        )
+    )  # fmt: skip
+    assert model_shape(str(tmp_path)) == QWEN_7B
+    config = paper(f"model.path={tmp_path}")
+    text = placement_report(config, "h100", 16, 900, 150)
+    assert "set: learner.workers=12 rollout.workers=4 rollout.tensor_parallel=1" in text
+    assert "with this batch, twice 256 devices" in text
+    assert "does not fit: a learner rank takes" in placement_report(config, "h100", 2, 900, 150)
+
+
+def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--gpu", "cpu", "--gpus", "2", "--tokens", "115", "--prompt", "40"]) == 0
+    assert "step: " in capsys.readouterr().out
+
+
+def test_the_dry_run_counts_activations():
+    small = derived(load_config(None, ["learner.micro_batch_tokens=1024"]))["memory per learner actor"]
+    large = derived(load_config(None, ["learner.micro_batch_tokens=65536"]))["memory per learner actor"]
+    assert float(large.split()[0]) > float(small.split()[0])
+    assert large.endswith("activations of 65,536 tokens included")

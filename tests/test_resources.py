@@ -1,0 +1,51 @@
+from srl.config import Config, load_config
+from srl.driver.resources import Node, alive_nodes, shortage
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, list(overrides))
+
+
+def test_the_default_fits_its_local_ray_and_not_two_cpus():
+    # rollout 1 + learner 1 + reward 0.25 + pipelines 1
+    assert shortage(config(), [Node("a", 4, 0)]) is None
+    assert shortage(config(), [Node("a", 2, 0)]) == (
+        "reward.workers=1 asked, 0 of them fit: each needs 0.25 CPUs and 0 GPUs, beside the other actors; "
+        "in the cluster: a 2 CPUs 0 GPUs"
+    )
+    assert shortage(config(), [Node("a", 3, 0)]).startswith("stage 1's pipelines need 1 CPU")
+
+
+def test_gpus_spread_over_nodes_do_not_make_one_large_actor():
+    asked = config("rollout.gpus=4", "rollout.tensor_parallel=4", "learner.gpus=0")
+    assert shortage(asked, [Node("a", 8, 2), Node("b", 8, 2)]).startswith(
+        "rollout.workers=1 asked, 0 of them fit: each needs 1 CPUs and 4"
+    )
+    assert shortage(asked, [Node("a", 8, 4)]) is None
+
+
+def test_actors_that_name_a_label_fit_only_there():
+    learner, rollout = Node("a", 8, 0, {"srl-role": "learner"}), Node("b", 8, 0, {"srl-role": "rollout"})
+    asked = config("rollout.workers=9", "rollout.nodes.srl-role=rollout")
+    message = shortage(asked, [learner, rollout])
+    assert message.startswith("rollout.workers=9 asked, 8 of them fit") and "on a node with srl-role=rollout" in message
+    assert "a 8 CPUs 0 GPUs srl-role=learner; b 8 CPUs 0 GPUs srl-role=rollout" in message
+    assert shortage(config("rollout.workers=8", "rollout.nodes.srl-role=rollout"), [learner, rollout]) is None
+
+
+def test_actors_without_gpus_leave_gpu_nodes_to_those_with():
+    # If grading took CPUs of the GPU node first, the learners would not fit there.
+    asked = config("learner.workers=2", "learner.gpus=1", "learner.cpus=4", "reward.workers=8", "reward.cpus=1")
+    assert shortage(asked, [Node("gpu", 8, 2), Node("cpu", 10, 0)]) is None
+
+
+def test_a_critic_needs_the_learners_room_again():
+    asked = config("credit.advantage=gae", "learner.gpus=1", "rollout.gpus=1")
+    assert "learner.workers=1 asked again for the critic, 0 of them fit" in shortage(asked, [Node("a", 8, 2)])
+    assert shortage(asked, [Node("a", 8, 3)]) is None
+
+
+def test_dead_nodes_do_not_count():
+    node = {"NodeManagerAddress": "a", "Resources": {"CPU": 4.0, "memory": 1e9}, "Labels": {"ray.io/node-id": "x"}, "Alive": True}
+    assert alive_nodes([node, {**node, "Alive": False}]) == [Node("a", 4.0, 0.0, {"ray.io/node-id": "x"})]
+    assert str(alive_nodes([node])[0]) == "a 4 CPUs 0 GPUs"
