@@ -4,8 +4,6 @@ import base64
 import gzip
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -56,7 +54,13 @@ def fake_run(directory: Path, per_method: int = 8, text: str = ATTACK) -> Path:
         rows.append(summarise(trajectories, method=method, benchmark="chains", temperature=1.0, bootstrap=100))
         samples += [{"method": method, "benchmark": "chains", **to_record(trajectory)} for trajectory in trajectories]
     (directory / "stage1").mkdir(parents=True)
-    card = {"counts": {"attempts": 6400}, "classes": {"D1": 700, "D2": 140, "D3": 560}, "dropped": {ATTACK: 12}}
+    pieces = [{"text": ATTACK, "weight": 0.0}, {"text": "trained " + ATTACK, "weight": 1.0}]
+    card = {
+        "counts": {"attempts": 6400}, "classes": {"D1": 700, "D2": 140, "D3": 560}, "dropped": {ATTACK: 12},
+        "settings": {"seed": 0, "samples": ATTACK},
+        "tables": {"tokens per attempt": {"4": 3, "8": 9, "12": 1}, "verdicts on wrong attempts": {"wrong": 3, "correct": 1}},
+        "examples": [{"id": "p/a0", "class": "D1", "messages": [{"role": "assistant", "pieces": pieces}]}],
+    }  # fmt: skip
     (directory / "stage1" / "card.json").write_text(json.dumps(card))
     (directory / "results.json").write_text(json.dumps({"schema": 1, "rows": rows}))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
@@ -102,8 +106,8 @@ def test_every_tag_is_closed_and_every_id_is_unique(page):
     tree = Tree(page)
     assert len(tree.ids) == len(set(tree.ids))
     assert tree.tags.count("section") == SECTIONS
-    # summary, a flow for each method, accuracy and verdicts, optimisation, fine-tuning, seconds and timeline
-    assert tree.tags.count("svg") == 1 + 3 + 2 + 6 + 1 + 2
+    # summary, a flow for each method, accuracy and verdicts, optimisation, fine-tuning and lengths, seconds and timeline
+    assert tree.tags.count("svg") == 1 + 3 + 2 + 6 + 2 + 2
 
 
 def packed(page: str) -> str:
@@ -130,6 +134,11 @@ def test_the_page_loads_nothing_and_links_nowhere(page):
     assert set(re.findall('href="(.)', page)) == {"#"}
     assert "default-src 'none'" in page and "@import" not in page
     assert set(re.findall(r"url\((.)", page)) <= {"#"}
+
+
+def test_the_data_card_marks_what_is_trained(page):
+    assert re.findall("<mark>(.{7})", page) == ["trained"]
+    assert "tokens per attempt" in page and "verdicts on wrong attempts" in page
 
 
 def test_a_page_without_such_text_names_no_address_at_all(tmp_path):
@@ -252,15 +261,3 @@ def test_rows_with_several_samples_get_curves_and_a_comparison_at_equal_tokens(t
     (directory / "results.json").write_text(json.dumps({"rows": [row | {"scaling": scaling(trajectories)}]}))
     page = write_report(directory).read_text("utf-8")
     assert "More samples per problem" in page and "by answers used per problem" in page and "tokens per problem" in page
-
-
-@pytest.mark.skipif(not (BROWSER := shutil.which("chromium") or shutil.which("google-chrome")), reason="no Chromium here")
-def test_a_browser_unpacks_and_shows_the_trajectories(tmp_path):
-    report = write_report(fake_run(tmp_path / "run", per_method=40))
-    shown = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=5000", "--dump-dom", f"file://{report}"],
-        capture_output=True, text=True, timeout=120,
-    ).stdout  # fmt: skip
-    assert "120 found" in shown and shown.count('class="trajectory"') == 20
-    assert "<img" not in shown and "alert(1)</script>" not in shown.replace("&lt;/script&gt;", "")

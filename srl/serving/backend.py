@@ -39,7 +39,9 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
     prepare_environment(config.rollout.gpus > 0)
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as output:
-        process = subprocess.Popen(command(model, port, config), stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command(model, port, config), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(process, url, log, config.rollout.start_timeout_s)

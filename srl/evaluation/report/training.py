@@ -53,7 +53,29 @@ def time_section(run: RunFiles) -> str:
     phases, spans = timeline(run.metrics)
     title = "Who worked when: seconds of work, pauses between commands left out"
     lanes = span_plot(title, [("phase", *span[1:]) for span in phases] + spans, phases, LANES, "seconds")
-    return f'<div class="plots">{plots}</div>\n<div class="scroll">{lanes}</div>\n'
+    return f'<div class="plots">{plots}{throughput(run, seconds)}</div>\n<div class="scroll">{lanes}</div>\n'
+
+
+def throughput(run: RunFiles, seconds: dict[str, float]) -> str:
+    """Tokens, seconds and tokens per second of every phase that says how many tokens it handled."""
+    rl = run.phase("rl")
+    found = [("stage 1, sampling", total(run.phase("sample"), "tokens"), total(run.phase("sample"), "seconds"))]
+    found += [("fine-tuning, trained tokens", total(run.phase("sft"), "trained_tokens"), seconds.get("sft", 0.0))]
+    found += [
+        ("RL, rollout", total(rl, "tokens"), total(rl, "rollout_s")),
+        ("RL, learner", total(rl, "tokens"), total(rl, "learner_s")),
+    ]
+    found += [("RL, all", total(rl, "tokens"), seconds.get("rl", 0.0))]
+    body = [
+        [name, number(tokens, ",.0f"), number(time, ",.0f"), number(tokens / time, ",.0f")]
+        for name, tokens, time in found
+        if tokens and time
+    ]
+    return f"<div>{table(['phase', 'tokens', 'seconds', 'tokens per second'], body)}</div>" if body else ""
+
+
+def total(lines: list[dict[str, Any]], key: str) -> float:
+    return sum(line.get(key) or 0.0 for line in lines)
 
 
 def rate_plot(run: RunFiles) -> str:
@@ -91,35 +113,48 @@ def timeline(lines: list[dict[str, Any]]) -> tuple[list[Span], list[Span]]:
 
 
 MEANING = {"D1": "D1: wrong, corrected", "D2": "D2: correct, called wrong, kept", "D3": "D3: correct, called correct"}
+PARTS = {"classes": "demonstrations", "counts": "sampled", "dropped": "dropped because"}
 
 
 def data_section(run: RunFiles) -> str:
     curves = [("training", series(run.metrics, "sft", "loss"), BLUE, "-")]
     curves += [("validation", series(run.metrics, "sft", "validation_loss"), GREEN, "o--")]
     plot = line_plot("fine-tuning loss, nats per token", "SFT step", curves) or missing("metrics.jsonl has no SFT steps.")
-    if run.card is None:
+    card = run.card
+    if card is None:
         return missing("stage1/card.json is missing.") + plot
-    tables = "".join(card_part(name, value) for name, value in run.card.items())
-    return f'<div class="side">{tables}</div>\n{plot}'
+    first = "".join(counted(title, card.get(key) or {}) for key, title in PARTS.items())
+    more = "".join(counted(title, counts) for title, counts in (card.get("tables") or {}).items())
+    examples = "".join(demonstration(example) for example in card.get("examples") or [])
+    settings = counted("setting", card.get("settings") or {})
+    folds = [
+        ("Lengths, difficulty, verdicts", more),
+        ("Examples of demonstrations", examples),
+        ("Settings of this set", settings),
+    ]
+    return f'<div class="side">{first}</div>\n{plot}' + "".join(
+        folded(title, f'<div class="side">{content}</div>') for title, content in folds if content
+    )
 
 
-def card_part(name: str, value: Any) -> str:
-    """Any part of the data card: a table of counts, of nested counts, or one line."""
-    title = {"classes": "demonstrations", "counts": "sampled", "dropped": "dropped because"}.get(name, name.replace("_", " "))
-    if not isinstance(value, dict):
-        return f"<p><b>{escape(title)}</b> {plain(value)}</p>" if not isinstance(value, list) else listed(title, value)
-    if len(value) > 2 and all(re.fullmatch(r"[\d.]+", key) for key in value):
-        return histogram_plot(title, {float(key): count for key, count in value.items()})
-    if value and all(isinstance(inner, dict) for inner in value.values()):
-        keys = list(dict.fromkeys(key for inner in value.values() for key in inner))
-        body = [[escape(MEANING.get(key, key)), *(plain(inner.get(column)) for column in keys)] for key, inner in value.items()]
-        return table([escape(title), *map(escape, keys)], body)
-    body = [[escape(MEANING.get(key, key.replace("_", " "))), plain(n)] for key, n in value.items()]
-    return table([escape(title), "n"], body) if body else ""
+def counted(title: str, counts: dict[str, Any]) -> str:
+    """Counts by name as a table, by number as a histogram."""
+    if len(counts) > 2 and all(re.fullmatch(r"\d+(\.\d+)?", key) for key in counts):
+        return histogram_plot(title, {float(key): count for key, count in counts.items()})
+    body = [[escape(MEANING.get(key, key.replace("_", " "))), plain(value)] for key, value in counts.items()]
+    return table([escape(title), ""], body) if body else ""
 
 
-def listed(title: str, values: list[Any]) -> str:
-    return folded(f"{title} ({len(values)})", "".join(f"<pre>{plain(value)}</pre>" for value in values[:20]))
+def demonstration(example: dict[str, Any]) -> str:
+    """What is said, with the pieces that are trained on marked."""
+    said = ""
+    for message in example["messages"]:
+        pieces = "".join(
+            f"<mark>{escape(piece['text'])}</mark>" if piece["weight"] > 0 else escape(piece["text"])
+            for piece in message["pieces"]
+        )
+        said += f'<div class="turn"><header><b>{escape(message["role"])}</b></header><pre dir="auto">{pieces}</pre></div>'
+    return f'<div class="demonstration"><b>{escape(example["class"])}</b> <small>{escape(example["id"])}</small>{said}</div>'
 
 
 def plain(value: Any) -> str:
