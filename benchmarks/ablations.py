@@ -35,7 +35,6 @@ SETS = {
     "baselines": {"raft": ["stage1.recipe=raft"], "raft_plus": ["stage1.recipe=raft_plus", C2C], "ift": [BALANCED, C2C]},
 }
 SHOWN = ["turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures"]
-MISLEADING = "misleading"  # every right attempt is said to be wrong: c2i over turn1 is then p(c->i)
 
 
 def srl(command: list[str], log: Path) -> int:
@@ -85,9 +84,10 @@ def one_seed(what: str, seed: int, folder: Path, settings: list[str]) -> list[di
         protocol = "intrinsic" if name.startswith("raft") else load_config("tiny.yaml", line).protocol.name
         must(["evaluate", "--model", "ift", "--protocol", protocol, *line], log)
         found = {"set": name, "seed": seed, "size": size, **row_of(folder / title, protocol)}
-        # Not every version knows how to mislead; without it the column stays empty.
-        if not name.startswith("raft") and srl(["evaluate", "--model", "ift", "--protocol", MISLEADING, *line], log) == 0:
-            misled = row_of(folder / title, MISLEADING)
+        # Every right attempt is said to be wrong: c2i over turn1 is then p(c->i). Without such a protocol it stays empty.
+        misleading = f"misleading_{protocol.removeprefix('long_')}"
+        if not name.startswith("raft") and srl(["evaluate", "--model", "ift", "--protocol", misleading, *line], log) == 0:
+            misled = row_of(folder / title, misleading)
             found["p_c2i"] = round(100 * misled["c2i"] / misled["turn1"], 2) if misled["turn1"] else None
         rows.append(found | {"classes": json.loads((folder / title / "stage1" / "card.json").read_text())["classes"]})
         print(f"seed {seed}, {name}: turn 1 {found['turn1']} -> {found['final']}", flush=True)
