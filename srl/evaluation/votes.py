@@ -53,7 +53,7 @@ def verdict_score(trajectory: Trajectory) -> float:
     The paper samples the verdict as text and never reads it off as a probability; so does this. A revision after the last
     verdict has not been judged.
     """
-    judged = [turn for turn in trajectory.turns if turn.verdict is not None]
+    judged = [turn for turn in trajectory.verdicts() if turn.verdict is not None]
     final = trajectory.final()
     places = {id(turn): place for place, turn in enumerate(trajectory.turns)}
     if not judged or final is None or places[id(final)] > places[id(judged[-1])]:
