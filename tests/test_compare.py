@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from srl.evaluation.cell import Trajectories
-from srl.evaluation.compare import align, comparison_table, paired_tests, sentences, spread
+from srl.evaluation.compare import align, compare_within, comparison_table, paired_tests, sentences, spread
 from srl.evaluation.metrics import summarise
 from srl.main import main
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind
@@ -62,6 +62,13 @@ def test_paired_tests_use_the_kept_trajectories(runs: list[Path]):
     assert (base["difference"], base["better"], base["worse"], base["p"]) == (0.0, 0, 0, 1.0)
     assert (rl["difference"], rl["better"], rl["worse"]) == (20.0, 8, 0) and rl["p"] == 2 / 2**8
     assert "rl on chains: b against a +20.0 points" in sentences([rl])[0]
+
+
+def test_rows_of_one_run_are_tested_against_its_first_row(runs: list[Path]):
+    rows = rows_of(runs)[1]
+    (found,) = compare_within(runs[1], rows)
+    assert (found["first"], found["second"], found["difference"]) == ("base", "rl", 30.0)
+    assert compare_within(runs[1], rows[:1]) == []
 
 
 def test_the_table_has_every_value_and_their_mean_from_three_runs_on(runs: list[Path]):

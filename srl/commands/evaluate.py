@@ -40,9 +40,12 @@ def run(options: argparse.Namespace, config: Config) -> None:
         return
     from srl.driver.models import Asked, evaluate_models
     from srl.driver.run import show
+    from srl.evaluation.compare import compare_within, sentences
     from srl.observe.run_directory import RunDirectory
 
     how = (options.temperature, options.samples, options.sampling_seed)
     asked = [Asked(model, protocol, *how) for model in options.model for protocol in options.protocol or [""]]
-    evaluate_models(config, asked, options.benchmark)
-    show(RunDirectory(config))
+    rows = evaluate_models(config, asked, options.benchmark)
+    run = RunDirectory(config)
+    show(run)
+    print(*sentences(compare_within(run.path, rows)), sep="\n")

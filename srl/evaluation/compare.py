@@ -43,6 +43,20 @@ def paired_tests(directories: Sequence[Path], aligned: dict[tuple[str, str], lis
     return found
 
 
+def compare_within(directory: Path, rows: Sequence[Row]) -> list[Row]:
+    """The first row of each benchmark against each other one of it, by the kept trajectories of one run."""
+    found = []
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
+        first, *others = [row for row in rows if row["benchmark"] == benchmark]
+        before = problem_answers(directory, first)
+        for row in others:
+            after = problem_answers(directory, row)
+            if before.keys() & after.keys():
+                names = {"method": "final answers", "benchmark": benchmark, "first": first["method"], "second": row["method"]}
+                found.append(names | compare_paired(before, after))
+    return found
+
+
 def problem_answers(directory: Path, row: Row | None) -> dict[str, tuple[int, int]]:
     if row is None or "evaluation" not in row:
         return {}
