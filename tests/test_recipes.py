@@ -104,16 +104,35 @@ class Stage:
         self.session.pool(), self.session.rewards()
         self.learners = LearnerGroup(config, self.session.base, self.session.base, 0.0, 1.0)
         self.critic = LearnerGroup(config, self.session.base, None, 0.0, 1.0, critic=True)
+        self.sampled: dict[tuple[str, str], list[Trajectory]] = {}
 
     def group(self, *_, critic: bool = False) -> LearnerGroup:
         return self.critic if critic else self.learners
 
     def with_recipe(self, *overrides: str) -> Session:
-        """The same actors under another configuration, the engine with the learners' weights."""
+        """The same actors under another configuration."""
         session = copy.copy(self.session)
         session.config = load_config(None, [*self.overrides, *overrides])
-        session.pool().load_weights(self.learners.publish(session.pool().version + 1))
         return session
+
+    def publish(self) -> None:
+        self.session.pool().load_weights(self.learners.publish(self.session.pool().version + 1))
+
+    def sample(self, session: Session) -> list[Trajectory]:
+        """Graded trajectories of one step by the learners' policy, the recipe's further groups among them."""
+        self.publish()
+        groups = [new_group(session, problem, f"rl/{session.pool().version}") for problem in problems(session.config)]
+        asked = [trajectory for group in groups for trajectory in group]
+        trajectories = session.pool().generate(session.config.protocol.name, asked, 1.0)
+        session.grade(trajectories)
+        return trajectories + sample_extra(session, trajectories)
+
+    def sample_once(self, session: Session) -> list[Trajectory]:
+        """The same for all recipes of a form: with learning rate 0 the policy stays the one that sampled them."""
+        form = session.config.protocol.name, session.config.rl.extra
+        if form not in self.sampled:
+            self.sampled[form] = self.sample(session)
+        return self.sampled[form]
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +143,18 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     sys.path.remove(str(stage.page_files[0].parent))
 
 
-def one_step(stage: Stage, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[Config, dict[str, float], list[Trajectory]]:
+@pytest.fixture
+def one_step(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Overrides -> configuration, metrics and trajectories of a step of real sampling and training."""
     monkeypatch.setattr(srl.driver.policy, "LearnerGroup", stage.group)
-    session = stage.with_recipe(*overrides)
-    update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
-    trajectories = sampled(session, session.pool().version)
-    session.grade(trajectories)
-    trajectories += sample_extra(session, trajectories)
-    return session.config, update.step(trajectories, 0, 1e-5), trajectories
 
+    def step(*overrides: str, learning_rate: float = 1e-5) -> tuple[Config, dict[str, float], list[Trajectory]]:
+        session = stage.with_recipe(*overrides)
+        update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
+        trajectories = stage.sample(session) if learning_rate else stage.sample_once(session)
+        return session.config, update.step(trajectories, 0, learning_rate), trajectories
 
-def sampled(session: Session, number: int) -> list[Trajectory]:
-    asked = [trajectory for problem in problems(session.config) for trajectory in new_group(session, problem, f"rl/{number}")]
-    return session.pool().generate(session.config.protocol.name, asked, 1.0)
+    return step
 
 
 def problems(config: Config) -> list[Problem]:
@@ -144,9 +162,9 @@ def problems(config: Config) -> list[Problem]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_step_of_the_recipe(name, stage, monkeypatch):
+def test_one_step_of_the_recipe(name, one_step):
     chained = load_config(None, [f"recipe={name}"]).protocol.name in ("long_chain", "two_turn")
-    config, metrics, trajectories = one_step(stage, monkeypatch, f"recipe={name}", *([ASKED] if chained else []))
+    config, metrics, trajectories = one_step(f"recipe={name}", *([ASKED] if chained else []), learning_rate=0.0)
     assert metrics["optimizer_steps"] >= 1 and all(math.isfinite(value) for value in metrics.values())
     assert all(trajectory.reward is not None for trajectory in trajectories)
     assert metrics["gradient_norm"] > 0 and metrics["trained_tokens"] > 0
@@ -164,8 +182,8 @@ def test_one_step_of_the_recipe(name, stage, monkeypatch):
     )
 
 
-def test_the_algorithm_of_the_documentation_runs_as_written(stage, monkeypatch):
-    config, metrics, trajectories = one_step(stage, monkeypatch, f"recipe={stage.page_files[1]}", ASKED)
+def test_the_algorithm_of_the_documentation_runs_as_written(stage, one_step):
+    config, metrics, trajectories = one_step(f"recipe={stage.page_files[1]}", ASKED)
     assert config.objective.loss == "careful:cispo" and metrics["optimizer_steps"] == 1
     assert metrics["ratio"] == pytest.approx(1, abs=1e-3) and metrics["capped"] == 0
     from careful import verdict_price
@@ -179,11 +197,11 @@ def scores(stage: Stage, trajectories: list[Trajectory], model: str = "") -> lis
     return [value for trajectory in trajectories for value in found[trajectory.id]]
 
 
-def test_the_reference_moves_only_when_the_recipe_says_so(stage, monkeypatch):
-    _, _, trajectories = one_step(stage, monkeypatch, "recipe=kto", ASKED, "rl.reference_every=0", "rl.learning_rate=1e-4")
+def test_the_reference_moves_only_when_the_recipe_says_so(stage, one_step):
+    _, _, trajectories = one_step("recipe=kto", ASKED, "rl.reference_every=0", learning_rate=1e-4)
     before = scores(stage, trajectories, "reference")
     assert scores(stage, trajectories) != pytest.approx(before, abs=1e-4)
-    one_step(stage, monkeypatch, "recipe=kto", ASKED, "rl.reference_every=1")
+    one_step("recipe=kto", ASKED, "rl.reference_every=1")
     assert scores(stage, trajectories, "reference") == pytest.approx(scores(stage, trajectories), abs=1e-6)
 
 
@@ -192,12 +210,7 @@ def test_cream_compares_the_policy_with_that_of_the_step_before(stage, monkeypat
     stage.learners.freeze("reference")
     session = stage.with_recipe("recipe=cream", ASKED)
     update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
-    found = []
-    for step in range(3):
-        trajectories = sampled(session, 900 + step)
-        session.grade(trajectories)
-        found.append(update.step(trajectories, step, 1e-4))
-        session.pool().load_weights(update.learners.publish(session.pool().version + 1))
+    found = [update.step(stage.sample(session), step, 1e-4) for step in range(3)]
     assert "consistency" not in found[0] and 0 < found[1]["consistency"] < 1
     assert found[2]["consistency"] > 0.5  # two policies one small step apart rank alike
 
@@ -212,13 +225,13 @@ def test_a_share_of_each_group_comes_from_the_policy_of_the_step_before(stage):
     assert versions == [[1] * 3 + [2] * 6] * 2 and session.pool().version == version + 2
 
 
-def test_a_kl_above_its_target_raises_its_weight(stage, monkeypatch):
-    _, metrics, _ = one_step(stage, monkeypatch, "recipe=grpo", ASKED, "objective.kl_target=1e-9")
+def test_a_kl_above_its_target_raises_its_weight(one_step):
+    _, metrics, _ = one_step("recipe=grpo", ASKED, "objective.kl_target=1e-9")
     assert metrics["kl_factor"] == pytest.approx(1.1) or metrics["kl"] == 0
 
 
-def test_while_the_critic_warms_up_the_policy_stays(stage, monkeypatch):
-    _, metrics, trajectories = one_step(stage, monkeypatch, "recipe=ppo", ASKED, "critic.warmup_steps=1")
+def test_while_the_critic_warms_up_the_policy_stays(stage, one_step):
+    _, metrics, trajectories = one_step("recipe=ppo", ASKED, "critic.warmup_steps=1")
     assert metrics["critic_loss"] > 0 and "loss" not in metrics
     sampled = [value for trajectory in trajectories for turn in trajectory.turns for value in turn.logprobs]
     assert scores(stage, trajectories) == pytest.approx(sampled, abs=1e-3)
