@@ -19,10 +19,10 @@ RIGHT, ARMS = 3, 4  # the token that answers right, and how many there are to ch
 class Table:
     """Learner group of one step: a policy that chooses one token by its logits; as a critic, one value for the only state."""
 
-    def __init__(self, config: Config, start: str, reference: str | None, rate: float, *_, critic: bool = False):
+    def __init__(self, config: Config, start: str, reference: str | None, *_, critic: bool = False):
         self.logits = torch.zeros(1 if critic else ARMS, requires_grad=True)
         self.frozen = {"reference": torch.zeros(ARMS).log_softmax(0)}
-        self.critic, self.rate, self.calls = critic, rate, []
+        self.critic, self.calls = critic, []
 
     def _scores(self, ids: torch.Tensor, model: str = "") -> torch.Tensor:
         return self.logits.expand(len(ids)) if self.critic else (self.frozen[model] if model else self.logits.log_softmax(0))[ids]
@@ -34,7 +34,7 @@ class Table:
         batch.reference_logprobs = self._scores(ids, "" if self.critic else "reference").detach()
         value, sums = loss(self._scores(ids), batch)
         (gradient,) = torch.autograd.grad(value / batch.weights.sum(), self.logits)
-        self.logits = (self.logits - self.rate * gradient).detach().requires_grad_()
+        self.logits = (self.logits - learning_rate * gradient).detach().requires_grad_()
         return {name: float(total) for name, total in sums.items()}
 
     def logprobs(self, examples: list[Example], model: str = "") -> dict[str, list[float]]:
@@ -64,7 +64,7 @@ def started(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(srl.driver.policy, "LearnerGroup", Table)
 
     def start(*overrides: str) -> PolicyUpdate:
-        return PolicyUpdate(load_config(None, ["rl.learning_rate=0.5", "critic.learning_rate=0.5", *overrides]), "start", [0])
+        return PolicyUpdate(load_config(None, ["critic.learning_rate=0.5", *overrides]), "start", [0])
 
     return start
 
