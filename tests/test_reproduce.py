@@ -58,8 +58,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
     def run_phases(config: Config, command: str) -> None:
         found.append(("train", config.run.name, command))
-        for model in {"sft": ["ift"], "rl": ["rl"]}.get(command, []):
-            RunDirectory.locate(config).joinpath("checkpoints", model).mkdir(parents=True)
+        with RunDirectory(config).phase(command):
+            pass
 
     def evaluate_models(config: Config, asked: list[Asked], benchmarks=(), limit=None) -> list[dict]:
         found.append(("ask", config.run.name, tuple((item.model, item.protocol) for item in asked)))
@@ -79,13 +79,14 @@ def made_up(run: str, asked: Asked) -> dict:
     }  # fmt: skip
 
 
-def finished(folder: Path, *checkpoints: str) -> None:
-    for name in checkpoints:
-        (folder / "main" / "checkpoints" / name).mkdir(parents=True)
+def finished(folder: Path, *phases: str) -> None:
+    for name in phases:
+        with RunDirectory(configure_in(folder)([])).phase(name):
+            pass
 
 
 def test_a_table_trains_what_is_missing_once_and_prints_both_numbers(calls, tmp_path: Path):
-    finished(tmp_path, "ift", "rl")
+    finished(tmp_path, "sft", "rl")
     text = reproduce.table(TABLES[4], configure_in(tmp_path))
     assert [call for call in calls if call[0] == "train"] == [("train", "main-ppo", "rl"), ("train", "main-dpo", "rl")]
     assert "| self-rewarding IFT | 90.0 | - | 93.0 | 47.7 |" in text and "here chains" in text
@@ -95,7 +96,7 @@ def test_a_table_trains_what_is_missing_once_and_prints_both_numbers(calls, tmp_
 
 
 def test_a_table_over_seeds_gives_mean_and_deviation(calls, tmp_path: Path):
-    finished(tmp_path, "ift")
+    finished(tmp_path, "sft")
     text = reproduce.table(TABLES[5], configure_in(tmp_path))
     assert "| self-rewarding IFT, gold verdicts | 81.0 ± 1.0 |" in text  # 50 + 10 + 20 + seeds 0, 1, 2
     assert "| intrinsic self-correction | 51.0 ± 1.0 |" in text and "Left out: the external reward model" in text
@@ -103,7 +104,7 @@ def test_a_table_over_seeds_gives_mean_and_deviation(calls, tmp_path: Path):
 
 
 def test_misled_answers_give_the_share_that_gives_in(calls, tmp_path: Path):
-    finished(tmp_path, "ift")
+    finished(tmp_path, "sft")
     text = reproduce.table(TABLES[8], configure_in(tmp_path))
     line = next(line for line in text.splitlines() if line.startswith("| balanced |"))
     assert line.split(" | ")[6] == "30.0"  # p(c->i) = 100 - CL of the misled rows
@@ -113,6 +114,8 @@ def test_misled_answers_give_the_share_that_gives_in(calls, tmp_path: Path):
 def test_a_run_that_is_not_there_is_refused_with_what_to_do(calls, tmp_path: Path, capsys):
     assert main(["reproduce", "--table", "4", f"run.directory={tmp_path}"]) == 2
     assert "python -m srl.main run" in capsys.readouterr().err
+    assert main(["reproduce", "--figure", "2", f"run.directory={tmp_path}", "fresh=true"]) == 2
+    assert "would delete" in capsys.readouterr().err
     assert main(["reproduce", f"run.directory={tmp_path}"]) == 2
     assert "--table N, --figure N or --all" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no validation during RL"):

@@ -42,6 +42,8 @@ def evaluate_models(
     Raises ConfigError for a model, benchmark or protocol that is none, before any engine starts; starts none if all is there.
     """
     path = RunDirectory.locate(config)
+    if config.run.fresh:
+        raise ConfigError(f"fresh=true would delete {path}, whose models and rows this command adds to")
     sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
     for source in sources.values():
         check_model(with_model(config, source, path))

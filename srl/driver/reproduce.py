@@ -82,7 +82,10 @@ def variant_overrides(name: str, configure: Configure) -> list[str]:
 def train(source: Source, config: Config) -> None:
     """Run the phases that make the model which is asked, unless they are done. The main run has to be there."""
     path = RunDirectory.locate(config)
-    if source.model == "base" or (path / "checkpoints" / source.model).is_dir():
+    if config.run.fresh:
+        raise ConfigError(f"reproduce: fresh=true would delete {path}")
+    phase = {"base": "", "ift": "sft", "rl": "rl"}[source.model]
+    if not phase or (path.is_dir() and phase in RunDirectory(config).done()):
         return
     if not source.variant:
         raise ConfigError(f"{path} has no checkpoints/{source.model}: run the same configuration first (python -m srl.main run)")
