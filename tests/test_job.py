@@ -45,7 +45,7 @@ class Cluster:
 
     def __init__(self, folder: Path):
         self.folder, self.token = folder, secrets.token_hex(32)
-        gcs, dashboard, agent, agent_grpc, client, self.metrics_port = free_ports(6)
+        self.gcs_port, dashboard, agent, agent_grpc, client, self.metrics_port = free_ports(6)
         self.address = f"http://127.0.0.1:{dashboard}"
         # Its own home, so that no token of the account is found or written.
         self.environment = {
@@ -56,7 +56,8 @@ class Cluster:
         }  # fmt: skip
         self.process = subprocess.Popen(
             [
-                self.ray(), "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=8",
+                self.ray(), "start", "--head", "--block", "--num-cpus=8", f"--port={self.gcs_port}",
+                f"--dashboard-port={dashboard}",
                 f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
                 f"--ray-client-server-port={client}", f"--metrics-export-port={self.metrics_port}", "--labels=srl-role=all",
                 "--object-store-memory=200000000", "--dashboard-host=127.0.0.1", f"--temp-dir={folder / 'ray'}",
@@ -87,6 +88,11 @@ class Cluster:
 
     def logs(self, job: str) -> str:
         return self.cli("logs", job).stdout
+
+    def srl(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of srl on this machine, beside the job."""
+        command = [sys.executable, "-m", "srl.main", *words, f"run.directory={self.folder / 'runs'}"]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     def metrics(self) -> set[str]:
         """Names that the node serves now."""
@@ -192,6 +198,21 @@ def test_every_metric_of_dashboard_and_rules_is_exported_by_a_run(cluster: Clust
     lines = [json.loads(line) for line in cluster.logs("rl").splitlines() if line.startswith("{")]
     step = next(line for line in lines if "step   2/2" in line["message"])
     assert (step["run"], step["phase"], step["step"]) == ("tiny", "rl", 1)
+
+
+def test_status_shows_the_run_and_writes_rays_timeline(cluster: Cluster):
+    file = cluster.folder / "timeline.json"
+    shown = cluster.srl("status", f"run.ray_address=127.0.0.1:{cluster.gcs_port}", "--timeline", str(file))
+    assert shown.returncode == 0, shown.stderr
+    assert "not running; ended" in shown.stdout and "in phase rl" in shown.stdout and "latest: rl" in shown.stdout
+    assert re.search(r"^rollout 0 .*sampled_tokens=\d", shown.stdout, re.MULTILINE)
+    assert any("Learner" in event["name"] for event in json.loads(file.read_text()))
+
+
+def test_the_token_is_in_no_file_of_the_run_and_in_no_log(cluster: Cluster):
+    files = [file for file in (cluster.folder / "runs").rglob("*") if file.is_file()]
+    assert files and not any(cluster.token.encode() in file.read_bytes() for file in files)
+    assert not any(cluster.token in cluster.logs(job) for job in ("large", "first", "second", "rl"))
 
 
 def test_every_panel_and_alert_asks_for_a_metric_of_srl():
