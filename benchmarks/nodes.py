@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import psutil
+import ray
 
 from srl.protocols.chat import model_folder
 
@@ -42,7 +43,7 @@ class Cluster:
             "RAY_raylet_start_wait_time_s": "120", "RAY_DEDUP_LOGS": "0",
         }  # fmt: skip
         self.port, dashboard, client = free_ports(3)
-        self.address = f"{socket.gethostbyname(socket.gethostname())}:{self.port}"
+        self.address = f"{ray.util.get_node_ip_address()}:{self.port}"
         self.nodes: dict[str, subprocess.Popen] = {}
         head = [f"--port={self.port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         self.nodes["head"] = self._start("head", 0, ["--head", *head, f"--temp-dir={folder / 'ray'}"])
