@@ -1,7 +1,7 @@
 """Evaluation without an engine: what is kept, what continues, and what unusable output becomes."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,8 +48,9 @@ class Answering:
     def new_trajectory(self, name: str, problem: Problem) -> Trajectory:
         return Trajectory(name, problem.prompt_id, problem.question, problem.gold, list(map(ord, problem.question)))
 
-    def generate(self, protocol: str, trajectories: list[Trajectory], temperature: float, progress) -> list[Trajectory]:
-        for trajectory in trajectories:
+    def stream(self, protocol: str, groups: Iterable[list[Trajectory]], temperature: float) -> Iterator[list[Trajectory]]:
+        """The last comes first: results are never in the order asked."""
+        for (trajectory,) in reversed(list(groups)):
             if self.limit is not None and len(self.asked) >= self.limit:
                 raise KeyboardInterrupt
             self.asked.append(trajectory.id)
@@ -58,8 +59,7 @@ class Answering:
             sampled = Sampled(TurnKind.ATTEMPT, ids, [-0.5] * len(ids), 0, finished_by_length=len(text) >= 400)
             append_chain(trajectory, sampled, Letters(), "verify")
             trajectory.stop_reason = chain_end(trajectory).reason
-        progress(len(trajectories))
-        return trajectories
+            yield [trajectory]
 
     def grade(self, trajectories: list[Trajectory]) -> None:
         for turn, gold in ((turn, item.gold) for item in trajectories for turn in item.answers()):
@@ -188,14 +188,15 @@ def test_a_mixture_of_usable_and_unusable_output_loses_no_problem(tmp_path: Path
 
 def test_what_workers_failed_on_counts_as_wrong_and_is_asked_again(tmp_path: Path):
     class Failing(Answering):
-        def generate(self, *arguments) -> list[Trajectory]:
-            done = super().generate(*arguments)
-            done[0].turns, done[0].stop_reason = [], StopReason.FAILED
-            return done
+        def stream(self, *arguments) -> Iterator[list[Trajectory]]:
+            for place, group in enumerate(super().stream(*arguments)):
+                if place % 4 == 0:
+                    group[0].turns, group[0].stop_reason = [], StopReason.FAILED
+                yield group
 
     config = config_in(tmp_path)
     row = measure(Failing(config, lambda item: SOLVED % item.gold), cell(), PROBLEMS, quietly)
-    assert (row["stops"]["failed"], row["final"]) == (5, 75.0)  # the first of each block of 4
+    assert (row["stops"]["failed"], row["final"]) == (5, 75.0)  # every fourth of 20
     again = Answering(config, lambda item: SOLVED % item.gold)
     assert measure(again, cell(), PROBLEMS, quietly)["final"] == 100.0 and len(again.asked) == 5
 

@@ -1,6 +1,6 @@
 """Evaluate models on benchmarks: sample, grade, count. What is measured is kept, so an interrupted evaluation continues."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from srl.config import Config
@@ -49,11 +49,9 @@ def measure(session: Session, cell: Cell, problems: list[Problem], progress: Cal
     found, names = store.read(), wanted(cell, problems)
     missing = [(name, problem) for name, problem in names if name not in found]
     progress(len(names) - len(missing))
-    size = session.config.evaluate.block * session.config.rollout.workers
     if missing:
         session.use_weights(cell.model)
-    for start in range(0, len(missing), size):
-        block = sample(session, cell, missing[start : start + size], progress)
+    for block in sample(session, cell, missing, progress):
         # What workers failed on says nothing of the model: it counts as wrong now and is asked again next time.
         store.add([trajectory for trajectory in block if trajectory.stop_reason is not StopReason.FAILED])
         found.update((trajectory.id, trajectory) for trajectory in block)
@@ -77,14 +75,24 @@ def complete(session: Session, cell: Cell, problems: list[Problem]) -> bool:
     return all(name in found for name, _ in wanted(cell, problems))
 
 
-def sample(session: Session, cell: Cell, wanted: list[tuple[str, Problem]], progress: Callable[[int], None]) -> list[Trajectory]:
-    """Graded trajectories."""
+def sample(
+    session: Session, cell: Cell, wanted: list[tuple[str, Problem]], progress: Callable[[int], None]
+) -> Iterator[list[Trajectory]]:
+    """Graded trajectories as they finish, evaluate.block per worker at a time; the workers do not wait in between."""
     started = [session.new_trajectory(name, problem) for name, problem in wanted]
     for trajectory in started:
         trajectory.seed = cell.seed
-    done = session.pool().generate(cell.protocol, started, cell.temperature, progress)
-    session.grade(done)
-    return done
+    size, block = session.config.evaluate.block * session.config.rollout.workers, []
+    for group in session.pool().stream(cell.protocol, ([trajectory] for trajectory in started), cell.temperature):
+        block += group
+        progress(len(group))
+        if len(block) >= size:
+            session.grade(block)
+            yield block
+            block = []
+    if block:
+        session.grade(block)
+        yield block
 
 
 def record(session: Session, cell: Cell, trajectories: list[Trajectory]) -> dict[str, Any]:
