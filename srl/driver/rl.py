@@ -242,10 +242,11 @@ class Clock:
 
 def validate(session: Session, problems: list[Problem], step: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure the policy that the workers hold; the row that is recorded."""
+    started = time.monotonic()
     trajectories = run_protocol(session, session.config.protocol.name, f"validation/{step}", problems)
     row = summarise(trajectories, method="rl", benchmark="validation", temperature=session.config.evaluate.temperature)
     kept = {name: row[name] for name in ("turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong")}
-    session.run.record("rl-validation", step, **kept)
+    session.run.record("rl-validation", step, **kept, seconds=round(time.monotonic() - started, 3))
     say(f"step {step:>3}  validation: turn 1 {row['turn1']:.1f}  final {row['final']:.1f}  delta {row['delta']:+.1f}")
     return row
 
