@@ -83,6 +83,8 @@ class Watchdog:
             except (RayActorError, GetTimeoutError) as error:
                 self._alarm("board", f"no heartbeats can be read: {type(error).__name__}")
                 continue
+            if self.ended.is_set():  # Ray may be down by now, and a call would start another one
+                return
             self._forget_the_dead()
             self._judge(deaths)
             self._write()
