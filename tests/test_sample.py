@@ -232,6 +232,20 @@ def test_an_engine_that_fails_fails_everybody_who_waits(chat, tokenizer_folder):
         grow(chat, tokenizer_folder, broken)
 
 
+def test_an_engine_that_stands_still_is_given_up(chat):
+    class Still(Writer):
+        def step(self) -> list[Completion]:
+            return []
+
+    async def run():
+        loop = EngineLoop(Still(chat, lambda name: "10", random.Random(0)), 8)
+        requests = asyncio.gather(*(loop.generate(f"p/a{n}", [1], Sampling(4, 1.0, n)) for n in range(4)))
+        await loop.while_moving(requests, 0.01, "rollout.timeout_s: block")
+
+    with pytest.raises(TimeoutError, match=r"rollout\.timeout_s: block: no request ended for 0\.01 s, 4 are waiting"):
+        asyncio.run(run())
+
+
 def test_a_prompt_without_room_is_a_truncated_sample_and_not_an_error(chat, tokenizer_folder):
     # "<|user|>Check<|end|><|assistant|>" are 4 tokens, an attempt of \boxed{11} and its end 4 more: no room for a verdict.
     config = load_config(None, [f"model.path={tokenizer_folder}", "stage1.attempts=1", "stage1.verdicts=1"])

@@ -78,27 +78,16 @@ class EngineActor:
         start_pulse("sampler", os.getpid(), lambda: self.loop.counts, lambda: {"running": len(self.loop.waiting)})
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, list]:
-        """One block of problems, all at once. Raises TimeoutError after `rollout.timeout_s`."""
+        """One block of problems, all at once. Raises TimeoutError when the engine ends no request for `rollout.timeout_s`."""
         started, used, name = time.time(), time.process_time(), str(block["file"][0])
         problems = [Problem(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*(block[c] for c in COLUMNS), strict=True)]
         file = self.work.folder / name
         count_tries(file, self.config.rollout.retries)
-        recorded = self._recorded(name)
-        sampler = Sampler(
-            self.config,
-            self.chat,
-            self.loop.generate,
-            self.grading.grade,
-            self.fingerprint,
-            self.work.steps,
-            recorded,
-        )
+        sample, recorded = self.loop.generate, self._recorded(name)
+        sampler = Sampler(self.config, self.chat, sample, self.grading.grade, self.fingerprint, self.work.steps, recorded)
         trees = asyncio.gather(*(sampler.problem(problem) for problem in problems))
         limit = self.config.rollout.timeout_s
-        try:
-            rows = [row for tree in await asyncio.wait_for(trees, limit) for row in tree]
-        except TimeoutError:
-            raise TimeoutError(f"rollout.timeout_s={limit:g}: {name} with {len(problems)} problems is not sampled") from None
+        rows = [row for tree in await self.loop.while_moving(trees, limit, f"rollout.timeout_s: {name}") for row in tree]
         await asyncio.to_thread(write_block, rows, block_label(problems, self.weights), file)
         tokens = sum(len(row["token_ids"]) for row in rows)
         done = Block(name, len(problems), len(rows), tokens, started, time.time(), used, time.process_time())
@@ -148,11 +137,11 @@ def sample(
             max_concurrent_calls_per_actor=at_once,
         ),
     )
-    # A block ends or fails within its own limit, the first one after its engine has started.
-    limit = config.rollout.start_timeout_s + config.rollout.timeout_s
+    # An actor says itself when its engine stands still; this is for an actor that hangs as a whole.
+    limit = config.rollout.start_timeout_s + at_once * config.rollout.timeout_s
     finished = []
     try:
-        for row in arriving(dataset, limit, "rollout.start_timeout_s + rollout.timeout_s"):
+        for row in arriving(dataset, limit, f"rollout.start_timeout_s + {at_once} x rollout.timeout_s"):
             finished.append(Block(**row))
             if not (work.folder / row["file"]).exists():
                 raise RuntimeError(f"{work.folder} on the driver's node lacks {row['file']}: run.directory must be shared")

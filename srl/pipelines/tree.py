@@ -9,6 +9,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 from srl.config import Config
 from srl.pipelines.classes import candidates
@@ -22,6 +23,7 @@ from srl.rollout.loop import StepEngine, said, turn_seed
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
 
+T = TypeVar("T")
 Generate = Callable[[str, list[int], Sampling], Awaitable[Completion]]
 Grade = Callable[[GradeRequest], Awaitable[Outcome]]
 ALL_STEPS = (TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION)
@@ -57,6 +59,16 @@ class EngineLoop:
             if self.waiting.pop(request_id, None) is not None and request_id in self.running:
                 self.running.remove(request_id)
                 self.engine.abort([request_id])
+
+    async def while_moving(self, work: asyncio.Future[T], limit_s: float, what: str) -> T:
+        """The result of work that this engine does. Raises TimeoutError when no request ends for `limit_s` seconds."""
+        while True:
+            ended = self.counts["turns"]
+            if (await asyncio.wait([work], timeout=limit_s))[0]:
+                return work.result()
+            if self.counts["turns"] == ended:
+                work.cancel()
+                raise TimeoutError(f"{what}: no request ended for {limit_s:g} s, {len(self.waiting)} are waiting")
 
     async def _step(self) -> None:
         try:
