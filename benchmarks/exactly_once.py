@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["stage1.prompts=48", "stage1.block=4", "stage1.attempts=3", "rollout.max_sequences=16", "run.object_store_mib=100"]
+SMALL = ["stage1.prompts=48", "stage1.block=4", "stage1.attempts=3", "rollout.max_sequences=8", "run.object_store_mib=100"]
 SMALL += ["reward.deadline_s=60"]  # a busy machine is no reason to fail
 COMPARED = ["id", "parent", "token_ids", "outcome", "verdict", "accepted", "truncated", "seed", "weights"]
 PATIENCE_S = 600.0
@@ -56,7 +56,7 @@ def kill_once(process: subprocess.Popen, who: str, after: int, folder: Path, rng
         if time.monotonic() > deadline:
             raise TimeoutError(f"{folder}: {blocks(folder)} of {after} blocks after {PATIENCE_S:g} s")
         time.sleep(0.05)
-    time.sleep(rng.random())
+    time.sleep(0.3 * rng.random())
     victims = [process.pid] if who == "driver" else engines(process.pid)
     if not victims or process.poll() is not None:
         return False

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.exactly_once import comparison, disturbed, equal, undisturbed
 
-FEW = ["stage1.prompts=12", "stage1.block=2", "stage1.attempts=2", "rollout.threads=1"]
+FEW = ["stage1.prompts=32", "stage1.block=2", "stage1.attempts=2", "rollout.threads=1"]
 
 
 def test_after_kills_of_the_engine_and_the_driver_the_samples_are_those_of_an_undisturbed_run(tmp_path: Path):
