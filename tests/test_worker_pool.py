@@ -18,8 +18,7 @@ SLOW = r"\sum_{k=1}^{9999} k^{k}"  # runs until it is stopped
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
     pool = WorkerPool(processes=2, deadline_s=1.0, memory_mib=1024, recycle_after=1000)
-    while len(pool.workers) < 2 or not all(worker.ready for worker in pool.workers):
-        pool.compare([Comparison("x+1", "1+x")] * 4)
+    pool.warm()
     yield pool
     pool.close()
 

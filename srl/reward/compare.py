@@ -1,8 +1,10 @@
 """What can be decided about an answer without algebra. Most answers are numbers, and most answers of a group repeat."""
 
+import re
 from fractions import Fraction
 
 from srl.reward.gold import Gold, split_unit, unit_name, without_measure
+from srl.reward.point import values_differ
 from srl.reward.refusals import LONGEST_ANSWER, too_explosive
 from srl.reward.spelling import (
     ELLIPSIS,
@@ -17,6 +19,8 @@ from srl.reward.spelling import (
 )
 from srl.trajectory import Outcome
 
+BRACKETED = re.compile(r"(?:\\left)?\s*(?:[(\[]|\\\{|\\begin)")
+SHORTHAND = re.compile(r"\\[pm][pm](?![a-z])|\\cup|\\in(?![a-z])|=|<|>|\\[lg]eq?(?![a-z])")  # may stand for several values
 RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
 
 
@@ -41,12 +45,25 @@ def decide(answer: str | None, gold: Gold) -> tuple[Outcome | None, str]:
         equal = same_numbers(left, right, gold.error)
     if equal is None:  # from the answer as it was written: 100,200 is a list where the gold is one
         equal = same_lists(values(bare), values(right), gold.error)
+    if equal is None and (other_shape(left, right) or (not gold.error and values_differ(left, right))):
+        equal = False
     # math-verify drops the dots and compares what stands before them.
     if equal is None and (ELLIPSIS.search(left) or ELLIPSIS.search(right)):
         equal = False
     if equal is not None:
         return Outcome.CORRECT if equal else Outcome.INCORRECT, left
     return (Outcome.UNPARSABLE if too_explosive(left) else None), left
+
+
+def other_shape(left: str, right: str) -> bool:
+    """Whether two answers cannot be equal because of what they are: lists of other lengths, a number and a tuple."""
+    if SHORTHAND.search(left) or SHORTHAND.search(right) or BRACKETED.match(left):
+        return False
+    wanted = values(right)
+    if len(wanted) > 1:
+        return len(values(left)) != len(wanted)
+    is_tuple = BRACKETED.match(right) is not None and "," in right
+    return is_tuple and (plain_number(left) is not None or plain_fraction(left) is not None)
 
 
 def same_words(left: str, right: str) -> bool | None:

@@ -125,20 +125,32 @@ class WorkerPool:
                 self._kill_all()  # their replies would be taken for the next call's
                 raise
 
+    def warm(self) -> None:
+        """Start all processes and wait until they are ready. Raises RuntimeError as `compare`."""
+        with self.lock:
+            while len(self.workers) < self.processes:
+                self.workers.append(Worker(self.deadline_s, self.memory_mib))
+            while not all(worker.ready for worker in self.workers):
+                self._step(Batch([]))
+
     def _compare(self, comparisons: Sequence[Comparison]) -> list[Reply]:
         batch = Batch(comparisons)
         while len(batch.replies) < len(comparisons):
             self._feed(batch)
-            self._wait()
-            for place, worker in enumerate(self.workers):
-                alive = self._collect(worker, batch)
-                late = self._late(worker)
-                if alive and not late:
-                    continue
-                worker.kill()
-                self._account(worker, late, batch)
-                self.workers[place] = Worker(self.deadline_s, self.memory_mib)
+            self._step(batch)
         return [batch.replies[index] for index in range(len(comparisons))]
+
+    def _step(self, batch: Batch) -> None:
+        """Wait for the workers, take what they say, replace those that are dead or late."""
+        self._wait()
+        for place, worker in enumerate(self.workers):
+            alive = self._collect(worker, batch)
+            late = self._late(worker)
+            if alive and not late:
+                continue
+            worker.kill()
+            self._account(worker, late, batch)
+            self.workers[place] = Worker(self.deadline_s, self.memory_mib)
 
     def close(self) -> None:
         with self.lock:

@@ -13,12 +13,27 @@ import signal
 import sys
 import time
 
-# Answer, gold, whether they are equal: every new worker has to get these right before it is given any other.
+# Answer, gold, whether they are equal: every new worker has to get these right before it is given any other. They are of many
+# kinds, because the parser learns its grammar by using it: the first answer of each kind takes ten times as long.
 GOLDEN = [
     (r"\frac{2}{4}+x", r"x+\frac{1}{2}", True),
     (r"2\sqrt{3}", r"\sqrt{12}", True),
     (r"\frac{1}{3}", "0.5", False),
     (r"3\sqrt{2}", r"\sqrt{12}", False),
+    (r"x^2(x-1)^2", r"x^{4}-2x^{3}+x^{2}", True),
+    (r"\left(3, \frac{\pi}{2}\right)", r"(3, \frac{\pi}{3})", False),
+    (r"(-\infty, 0) \cup [1, 2)", r"[1,2) \cup (-\infty,0)", True),
+    (r"x \geq 5", r"x \leq 5", False),
+    (r"y = 2x + 1", r"2x+1", True),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", False),
+    (r"\binom{5}{2} + 3!", "16", True),
+    (r"\{1, 2\}", r"\{2, 3\}", False),
+    (r"1 \pm \sqrt{5}", r"1 + \sqrt{5}, 1 - \sqrt{5}", True),
+    (r"\log_{2} 8 + \sin \frac{\pi}{2}", "4", True),
+    (r"3 + 4i", r"3 - 4i", False),
+    (r"e^{2\pi} \cdot 10^{-3}", r"\pi^{e}", False),
+    (r"12 \text{ cm}^2", r"13 \text{ cm}^2", False),
+    (r"50\%", r"51\%", False),
 ]
 
 
