@@ -26,6 +26,12 @@ def cut(text: str, grammar: str = "verify") -> list[tuple]:
         ("yes_no", f"{ASK} Yes", CORRECT),
         ("yes_no", f"{ASK}\nNo.", WRONG),
         ("yes_no", rf"{ASK} \boxed{{\text{{No}}}}", WRONG),
+        ("verify", r"[VERIFY] \boxed{\textbf{wrong}}.", WRONG),
+        ("verify", r"$\boxed{[VERIFY] correct.}$", CORRECT),
+        ("verify", "[VERIFY]: **correct**. I checked every step.", CORRECT),
+        ("verify", r"\fbox{[VERIFY] wrong}, as 2 + 2 is 4", WRONG),
+        ("yes_no", rf"\boxed{{{ASK} Yes}}", CORRECT),
+        ("yes_no", f"**{ASK}** **No.** The sum is off.", WRONG),
     ],
 )
 def test_a_verdict_is_read_in_each_of_its_spellings(grammar: str, text: str, verdict: Verdict) -> None:
@@ -148,7 +154,8 @@ def test_the_yes_no_grammar_cuts_the_same_way() -> None:
 
 PIECES = [
     "\\boxed{85}", "\\boxed{\\frac{1}{2}}", "\\boxed{", "{", "}", "[VERIFY] correct", "[VERIFY] wrong.", "[VERIFY] ", "correct",
-    "\\boxed{\\text{[VERIFY] wrong.}}", f"{ASK} Yes", f"{ASK} No.", "Is my", "\n", " ", "so 85", "é∑",
+    "\\boxed{\\text{[VERIFY] wrong.}}", "[VERIFY] \\boxed{correct}.",
+    "**", "$", f"{ASK} **Yes**", f"{ASK} Yes", f"{ASK} No.", "Is my", "\n", " ", "so 85", "é∑",
 ]  # fmt: skip
 
 

@@ -58,13 +58,13 @@ def ids_of(chat: Chat, text: str) -> list[int]:
     return chat.tokenizer(text, add_special_tokens=False).input_ids
 
 
-def play(chat: Chat, name: str, *texts: str, config: Config | None = None, start: Trajectory | None = None):
+def play(chat: Chat, name: str, *texts: str, config: Config | None = None, start: Trajectory | None = None, judges=None):
     """One trajectory under a protocol; every text must be asked for."""
     trajectory = start or Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)))
     engine = ScriptedEngine(chat, list(texts))
     protocol = build_protocol(name, config or Config(), chat)
     settings = {"temperature": 1.0, "limits": Limits(512), "timeout_s": 10}
-    run_trajectories(engine, protocol, chat, [trajectory], **settings)
+    run_trajectories(engine, protocol, chat, [trajectory], judges=judges, **settings)
     assert not engine.texts
     return trajectory, engine
 

@@ -18,6 +18,11 @@ class ProtocolConfig(Section):
         description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No.",
     )
     max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory; a long chain's are the model's own choice.")
+    judge: str = Field(
+        "",
+        description="For the protocol `judged`: module:function, from configuration to judge (rollout/judges.py).",
+    )
+    judge_timeout_s: float = Field(60, gt=0, description="Longest wait for a judge's verdict, seconds.")
     max_tokens: int = Field(0, ge=0, description="Most tokens sampled in one trajectory, all turns together; 0 is no limit.")
     max_seconds: float = Field(0, ge=0, description="Longest time for one trajectory in the engine, seconds; 0 is no limit.")
 
@@ -46,6 +51,8 @@ class RolloutConfig(Section):
     weight_update: Literal["finish", "continue"] = Field(
         "finish", description="What runs when weights arrive ends under the old ones first, or goes on under the new ones."
     )
+    record: str = Field("", description="File to which finished trajectories are appended, JSON lines; empty for none.")
+    replay: str = Field("", description="Such a file, whose trajectories are given again in place of vLLM's; empty for vLLM.")
     timeout_s: float = Field(600, gt=0, description="Longest wait for a group, or for weights to load, on one worker, seconds.")
     hang_s: float = Field(120, gt=0, description="Longest time without an engine step while there is work, seconds.")
     start_timeout_s: float = Field(300, gt=0, description="Longest wait for an engine to start, seconds.")

@@ -34,7 +34,7 @@ class Session:
     def pool(self) -> RolloutPool:
         if self._pool is None:
             connect(self.config)
-            self._pool = RolloutPool(self.config)
+            self._pool = RolloutPool(self.config, self.rewards())
         return self._pool
 
     def rewards(self) -> list:

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from srl.config import ConfigError, PromptsConfig
+from srl.protocols.action import Say
 
 ANSWER = "\x02answer\x03"  # stands for the model's answer while the template is measured; no real text contains it
 
@@ -37,6 +38,13 @@ class Chat:
         """What the template puts before, between and after the assistant's messages: one more than there are of those."""
         hidden = [{**message, "content": ANSWER} if message["role"] == "assistant" else message for message in messages]
         return [self.encode(text) for text in self.tokenizer.apply_chat_template(hidden, tokenize=False).split(ANSWER)]
+
+    def said(self, action: Say, ids: list[int]) -> list[int]:
+        """What is said after the tokens `ids`: first the part within the model's own message, then the user's."""
+        within = self.encode(action.within) if action.within else []
+        if not action.text:
+            return within
+        return within + self.instruction(action.text, (ids + within)[-1])
 
     def joiner(self) -> list[int]:
         return self.encode(self.prompts.joiner)

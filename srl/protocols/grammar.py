@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from srl.reward.answer import last_boxed
 from srl.trajectory import TurnKind, Verdict
 
-# The verdict may stand in a box of its own, `\boxed{\text{[VERIFY] wrong.}}`; the box is then part of the verdict.
-BOX = r"(?:\\boxed\s*\{\s*(?:\\text\s*\{\s*)?)?"
-END_OF_BOX = r"\b\.?(?:\s*\}){0,2}"
-QUESTION = r"Is my most recent final answer correct \(Yes or No\)\?\s*"
+# The verdict, or only its word, may stand in a box of its own, in bold or between dollars: `\boxed{\text{[VERIFY] wrong.}}`,
+# `[VERIFY] \boxed{\textbf{wrong}}`, `**Yes**`. All of that is part of the verdict.
+BOX = r"(?:\$*\s*\\(?:boxed|fbox)\s*\{\s*)?(?:\\(?:text|textbf|mathrm|mbox)\s*\{\s*)?(?:\*\*)?"
+END_OF_BOX = r"\b(?:\*\*)?[.!]?(?:\*\*)?(?:\s*\}){0,2}(?:\.?\$+)?\.?"
+QUESTION = r"Is my most recent final answer correct \(Yes or No\)\?"
 GRAMMARS = {
-    "verify": re.compile(BOX + r"\[VERIFY\]\s*(?P<word>correct|wrong)" + END_OF_BOX, re.IGNORECASE),
-    "yes_no": re.compile(QUESTION + BOX + r"(?P<word>Yes|No)" + END_OF_BOX, re.IGNORECASE),
+    "verify": re.compile(BOX + r"\[VERIFY\]:?\s*" + BOX + r"(?P<word>correct|wrong)" + END_OF_BOX, re.IGNORECASE),
+    "yes_no": re.compile(BOX + QUESTION + r"(?:\*\*)?\s*" + BOX + r"(?P<word>Yes|No)" + END_OF_BOX, re.IGNORECASE),
+}
+SPOKEN = {
+    "verify": {Verdict.CORRECT: "[VERIFY] correct", Verdict.WRONG: "[VERIFY] wrong"},
+    "yes_no": {
+        Verdict.CORRECT: "Is my most recent final answer correct (Yes or No)? Yes",
+        Verdict.WRONG: "Is my most recent final answer correct (Yes or No)? No",
+    },
 }
 POSITIVE = {"correct", "yes"}
 
@@ -30,6 +38,11 @@ class Segment:
 
 def verdict_of(match: re.Match[str]) -> Verdict:
     return Verdict.CORRECT if match["word"].lower() in POSITIVE else Verdict.WRONG
+
+
+def spoken(verdict: Verdict, grammar: str) -> str:
+    """The verdict in the words that a model of this grammar uses."""
+    return SPOKEN[grammar][verdict]
 
 
 def only_verdict(text: str, grammar: str) -> Verdict | None:

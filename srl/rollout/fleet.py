@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -14,7 +14,7 @@ from srl.config import Config, ConfigError
 from srl.rollout.backlog import Order
 from srl.rollout.loop import EngineFailure
 from srl.rollout.thread import EngineHangs, Job
-from srl.rollout.worker import CALLS_AT_ONCE, RolloutWorker, StaleWeights
+from srl.rollout.worker import CALLS_AT_ONCE, MakeEngine, RolloutWorker, StaleWeights
 from srl.weights.bundle import Bundle
 
 PAUSE_S = 0.2  # before an actor that is being restarted is asked again
@@ -73,8 +73,9 @@ class Fleet:
     `counts`: deaths and hangs of workers.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine):
         self.config, self.bundle = config, None
+        self.arguments = reward_actors, make_engine
         self.counts: Counter[str] = Counter()
         self.any_up = time.monotonic()
         self.last_cause = ""
@@ -87,7 +88,7 @@ class Fleet:
             max_task_retries=0,
             max_concurrency=CALLS_AT_ONCE,
         )
-        self.slots = [Slot(index, self.actor.remote(config, index)) for index in range(rollout.workers)]
+        self.slots = [Slot(index, self.actor.remote(config, index, *self.arguments)) for index in range(rollout.workers)]
         try:
             ray.get([slot.worker.ready.remote() for slot in self.slots], timeout=rollout.start_timeout_s)
         except GetTimeoutError:
@@ -163,7 +164,7 @@ class Fleet:
             if slot.state is State.STARTING and not isinstance(error, ActorDiedError):
                 return  # still on its way; asked again below
             if isinstance(error, ActorDiedError):  # not restarted by Ray: it failed while it started
-                slot.worker = self.actor.remote(self.config, slot.index)
+                slot.worker = self.actor.remote(self.config, slot.index, *self.arguments)
             yield from self._down(slot, "deaths", cause(error))
         except RayTaskError as error:
             if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights):

@@ -3,14 +3,18 @@
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol as Interface
 
+from srl.protocols.action import Action, Ask, Generate, Judge, Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
-from srl.protocols.protocol import Generate, Protocol, Sampled, Say, Stop
 from srl.rollout.engine import Completion, Sampling
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
+
+JUDGES_S = 0.05  # longest sleep when only judges work
 
 
 class StepEngine(Interface):
@@ -21,6 +25,7 @@ class StepEngine(Interface):
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None: ...
     def step(self) -> list[Completion]: ...
     def abort(self, request_ids: list[str]) -> None: ...
+    def load_weights(self, buckets: list[Path], version: int) -> None: ...
 
 
 class EngineFailure(RuntimeError):
@@ -34,6 +39,7 @@ class Limits:
     max_length: int
     max_tokens: int = 0
     max_seconds: float = 0.0
+    judge_timeout_s: float = 60.0
     max_active: int = 256
     top_p: float = 1.0
 
@@ -64,16 +70,22 @@ class TrajectoryLoop:
     With `paused` set, none of the waiting ones is begun.
     """
 
-    def __init__(self, engine: StepEngine, chat: Chat, limits: Limits):
-        self.engine, self.chat, self.limits = engine, chat, limits
+    def __init__(self, engine: StepEngine, chat: Chat, limits: Limits, judges: Mapping[str, Judge] | None = None):
+        self.engine, self.chat, self.limits, self.judges = engine, chat, limits, judges or {}
         self.waiting: deque[Run] = deque()
         self.running: dict[str, Run] = {}  # by request id
+        self.judging: dict[Future, tuple[Run, float]] = {}  # with when the wait for the verdict ends
         self.paused = False
         self.counts: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.active)
+
+    @property
+    def active(self) -> int:
+        """How many are begun and not ended."""
+        return len(self.running) + len(self.judging)
 
     def add(self, trajectory: Trajectory, protocol: Protocol, temperature: float, ended: Callable[[], None]) -> None:
         """`ended` is called in the `step` in which the trajectory stops."""
@@ -81,8 +93,10 @@ class TrajectoryLoop:
 
     def step(self) -> None:
         """One engine step, if there is anything to run. Raises EngineFailure."""
-        while self.waiting and len(self.running) < self.limits.max_active and not self.paused:
+        while self.waiting and self.active < self.limits.max_active and not self.paused:
             self._begin(self.waiting.popleft())
+        if self.judging:
+            self._hear()
         if self.running:
             for done in self._engine_step():
                 self._receive(self.running.pop(done.request_id), done)
@@ -93,24 +107,46 @@ class TrajectoryLoop:
         if self.running:
             self.engine.abort(list(self.running))
         self.running.clear()
+        self.judging.clear()
         self.waiting.clear()
 
     def _begin(self, run: Run) -> None:
         if self.limits.max_seconds:
             run.ends_at = time.monotonic() + self.limits.max_seconds
         run.seen = run.trajectory.token_ids()
-        self._advance(run)
+        self._follow(run, run.protocol.next_action(run.trajectory))
 
-    def _advance(self, run: Run) -> None:
-        """Say what there is to say, then submit the next generation or stop."""
+    def _follow(self, run: Run, action: Action) -> None:
+        """Say what there is to say, then submit the next generation, ask a judge or stop."""
         trajectory = run.trajectory
-        while True:
+        while isinstance(action, Say):
+            ids = self.chat.said(action, trajectory.token_ids())
+            text = "\n".join(part for part in (action.within, action.text) if part)
+            trajectory.turns.append(Turn(TurnKind.INSTRUCTION, ids, text, verdict=action.verdict))
             action = run.protocol.next_action(trajectory)
-            if isinstance(action, Stop):
-                return self._stop(run, action.reason)
-            if isinstance(action, Generate):
-                return self._submit(run, action)
-            trajectory.turns.append(said(self.chat, trajectory, action))
+        if isinstance(action, Stop):
+            self._stop(run, action.reason)
+        elif isinstance(action, Ask):
+            self._ask(run, action)
+        else:
+            self._submit(run, action)
+
+    def _ask(self, run: Run, action: Ask) -> None:
+        if action.judge not in self.judges:
+            raise RuntimeError(f"trajectory {run.trajectory.id}: its protocol asks the judge {action.judge!r}, and there is none")
+        deadline = min(run.ends_at, time.monotonic() + self.limits.judge_timeout_s)
+        self.judging[self.judges[action.judge](run.trajectory)] = run, deadline
+
+    def _hear(self) -> None:
+        """Go on with what was judged; sleeps a little when there is nothing else to do."""
+        done, _ = wait(self.judging, 0 if self.running else JUDGES_S, FIRST_COMPLETED)
+        for future in done:
+            run, _ = self.judging.pop(future)
+            self._follow(run, run.protocol.judged(future.result()))
+        now = time.monotonic()
+        for future in [future for future, (_, deadline) in self.judging.items() if deadline <= now]:
+            run, _ = self.judging.pop(future)
+            self._stop(run, StopReason.TIME if run.ends_at <= now else StopReason.UNJUDGED)
 
     def _submit(self, run: Run, action: Generate) -> None:
         trajectory = run.trajectory
@@ -145,7 +181,7 @@ class TrajectoryLoop:
         if new != done.token_ids[: len(new)]:
             raise RuntimeError(f"trajectory {trajectory.id}: the protocol changed tokens that were sampled")
         run.seen = run.seen + new
-        self._advance(run)
+        self._follow(run, run.protocol.next_action(trajectory))
 
     def _engine_step(self) -> list[Completion]:
         try:
@@ -170,11 +206,6 @@ class TrajectoryLoop:
         run.ended()
 
 
-def said(chat: Chat, trajectory: Trajectory, action: Say) -> Turn:
-    last_id = trajectory.turns[-1].token_ids[-1] if trajectory.turns and trajectory.turns[-1].token_ids else -1
-    return Turn(TurnKind.INSTRUCTION, chat.instruction(action.text, last_id), action.text)
-
-
 def run_trajectories(
     engine: StepEngine,
     protocol: Protocol,
@@ -184,6 +215,7 @@ def run_trajectories(
     temperature: float,
     limits: Limits,
     timeout_s: float,
+    judges: Mapping[str, Judge] | None = None,
 ) -> list[Trajectory]:
     """Run every trajectory until its protocol stops it; returns them in the order given, changed in place.
 
@@ -192,7 +224,7 @@ def run_trajectories(
     """
     if twice := [name for name, count in Counter(trajectory.id for trajectory in trajectories).items() if count > 1]:
         raise ValueError(f"two trajectories have the id {twice[0]}")
-    loop = TrajectoryLoop(engine, chat, limits)
+    loop = TrajectoryLoop(engine, chat, limits, judges)
     ended: list[None] = []
     for trajectory in trajectories:
         loop.add(trajectory, protocol, temperature, lambda: ended.append(None))

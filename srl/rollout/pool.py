@@ -4,13 +4,16 @@ import logging
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from ray.actor import ActorHandle
 
 from srl.config import Config
 from srl.rollout.backlog import Backlog, Lengths, Order
 from srl.rollout.fleet import Finished, Fleet, Lost
+from srl.rollout.recorded import append_trajectories
 from srl.rollout.thread import Job
+from srl.rollout.worker import MakeEngine, configured_engine
 from srl.trajectory import StopReason, Trajectory
 from srl.weights.bundle import Bundle
 
@@ -41,9 +44,10 @@ class RolloutPool:
     - Of those who ask, `submit` or one `stream`, each is held at most `rollout.max_held` trajectories and what completes a group.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, reward_actors: Sequence[ActorHandle] = (), make_engine: MakeEngine = configured_engine):
+        """Protocols that ask for the gold answer need `reward_actors`. Raises ConfigError when not all workers start."""
         self.config = config
-        self.fleet = Fleet(config)
+        self.fleet = Fleet(config, reward_actors, make_engine)
         rollout = config.rollout
         self.backlog = Backlog(rollout.retries, max(1, round(AHEAD * rollout.max_sequences)))
         self.lengths = Lengths()
@@ -185,6 +189,8 @@ class RolloutPool:
         self._finish(order, group)
 
     def _finish(self, order: Order, group: Group) -> None:
+        if self.config.rollout.record:
+            append_trajectories(Path(self.config.rollout.record), group)
         if order.ticket in self.held:  # its stream may have been closed
             self.finished[order.ticket].append(group)
         else:

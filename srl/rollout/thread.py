@@ -114,7 +114,7 @@ class LoopThread:
         try:
             while True:
                 self._obey(wait=not loop.busy and self.load is None)
-                if self.load and not (self.load.finish_first and loop.running):
+                if self.load and not (self.load.finish_first and loop.active):
                     self._load(self.load)
                 loop.step()
                 self.last_step = time.monotonic()

@@ -5,14 +5,19 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ray.actor import ActorHandle
 
 from srl.config import Config
 from srl.observe.pulse import start_pulse
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.engine import Engine
-from srl.rollout.loop import Limits, TrajectoryLoop
+from srl.rollout.judges import make_judges
+from srl.rollout.loop import Limits, StepEngine, TrajectoryLoop
+from srl.rollout.recorded import RecordedEngine, read_trajectories
 from srl.rollout.thread import Job, LoopThread
 from srl.trajectory import Trajectory
 from srl.weights.bundle import Bundle, receive
@@ -21,21 +26,23 @@ SHARED_MEMORY = Path("/dev/shm")
 CALLS_AT_ONCE = 8  # add, collect, load_weights, and generate for those who borrow a worker
 
 
+MakeEngine = Callable[[Config, Chat], StepEngine]
+
+
 class StaleWeights(RuntimeError):
     """The worker holds other weights than the caller expects; load them and call again."""
 
 
 class RolloutWorker:
-    """One vLLM engine. After a restart by Ray it holds the weights it was created with, version 0."""
+    """One engine. After a restart by Ray it holds the weights it was created with, version 0."""
 
-    def __init__(self, config: Config, index: int):
+    def __init__(self, config: Config, index: int, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine):
         self.config, self.index = config, index
-        path = model_folder(config.model.path)
-        self.chat = Chat(path, config.prompts)
-        protocol = functools.cache(lambda name: build_protocol(name, config, self.chat))
+        self.chat = Chat(model_folder(config.model.path), config.prompts)
+        judges = make_judges(config, reward_actors)
         self.thread = LoopThread(
-            lambda: TrajectoryLoop(Engine(path, config.model, config.rollout, self.chat.stop_ids), self.chat, limits(config)),
-            protocol,
+            lambda: TrajectoryLoop(make_engine(config, self.chat), self.chat, limits(config), judges),
+            functools.cache(lambda name: build_protocol(name, config, self.chat)),
             config.rollout.hang_s,
         )
         start_pulse("rollout", index, self.counts, self.levels)
@@ -95,11 +102,19 @@ class RolloutWorker:
             raise StaleWeights(f"{self!r} has weights {self.ready()}, asked for {weight_version}")
 
 
+def configured_engine(config: Config, chat: Chat) -> StepEngine:
+    """vLLM, or the trajectories of `rollout.replay`."""
+    if config.rollout.replay:
+        return RecordedEngine(read_trajectories(Path(config.rollout.replay)))
+    return Engine(model_folder(config.model.path), config.model, config.rollout, chat.stop_ids)
+
+
 def limits(config: Config) -> Limits:
     return Limits(
         config.model.max_length,
         config.protocol.max_tokens,
         config.protocol.max_seconds,
+        config.protocol.judge_timeout_s,
         config.rollout.max_sequences,
         config.rollout.top_p,
     )

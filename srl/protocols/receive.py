@@ -1,0 +1,89 @@
+"""From a generation to turns."""
+
+from dataclasses import replace
+
+from srl.protocols.action import Sampled, Stop
+from srl.protocols.chat import Chat
+from srl.protocols.grammar import cut_chain, only_verdict
+from srl.reward.answer import last_boxed
+from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
+
+
+def chain_end(trajectory: Trajectory) -> Stop:
+    """Why a long chain is over, from its last turn."""
+    if trajectory.stop_reason is StopReason.LENGTH:
+        return Stop(StopReason.LENGTH)
+    last = [turn for turn in trajectory.turns if turn.kind is not TurnKind.INSTRUCTION][-1]
+    if last.kind is TurnKind.ATTEMPT:
+        return Stop(StopReason.NO_VERDICT)
+    if last.kind is TurnKind.REVISION:
+        return Stop(StopReason.ROUNDS)
+    return Stop(StopReason.VERIFIED if last.verdict is Verdict.CORRECT else StopReason.NO_REVISION)
+
+
+def append_turn(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
+    """One generation is one turn."""
+    text = chat.decode(sampled.token_ids)
+    is_verdict = sampled.kind is TurnKind.VERDICT
+    trajectory.turns.append(
+        Turn(
+            sampled.kind,
+            sampled.token_ids,
+            text,
+            sampled.logprobs,
+            sampled.weight_version,
+            answer=None if is_verdict else last_boxed(text),
+            verdict=only_verdict(text, grammar) if is_verdict else None,
+        )
+    )
+
+
+def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
+    """One generation is cut into turns at the token offsets of its markers; every token lands in exactly one turn.
+
+    After an instruction the first answer of the generation is a revision. A generation that goes on after a given attempt is
+    cut together with it; what it adds without any marker is an attempt again, so the trajectory has no verdict.
+    """
+    said = any(turn.kind is TurnKind.INSTRUCTION for turn in trajectory.turns)
+    given = [] if said else [token for turn in trajectory.turns for token in turn.token_ids]
+    ids, begin = given + sampled.token_ids, len(given)
+    text = chat.decode(ids)
+    segments = cut_chain(text, grammar)
+    start = len(chat.decode(given))
+    for index, segment in enumerate(segments):
+        end = len(ids) if index == len(segments) - 1 else max(begin, chat.tokens_before(ids, segment.end))
+        if end == begin and given:
+            continue
+        own = text[max(start, segment.start) : segment.end]
+        trajectory.turns.append(
+            Turn(
+                TurnKind.REVISION if segment.kind is TurnKind.ATTEMPT and said else segment.kind,
+                ids[begin:end],
+                own,
+                sampled.logprobs[begin - len(given) : end - len(given)],
+                sampled.weight_version,
+                answer=last_boxed(own) if segment.answer is not None else None,
+                verdict=segment.verdict,
+            )
+        )
+        begin = end
+    if sampled.finished_by_length:
+        trajectory.stop_reason = StopReason.LENGTH
+
+
+def append_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
+    """Only the answer that a generation begins with: a verdict of the model's own, and what follows it, is dropped."""
+    text = chat.decode(sampled.token_ids)
+    segments = cut_chain(text, grammar)
+    count = len(sampled.token_ids) if len(segments) == 1 else chat.tokens_before(sampled.token_ids, segments[0].end)
+    append_turn(trajectory, first_tokens(sampled, count), chat, grammar)
+
+
+def append_open_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
+    """As `append_answer`, also without the token that ends the message."""
+    ended = bool(sampled.token_ids) and sampled.token_ids[-1] in chat.stop_ids
+    append_answer(trajectory, first_tokens(sampled, len(sampled.token_ids) - ended), chat, grammar)
+
+
+def first_tokens(sampled: Sampled, count: int) -> Sampled:
+    return replace(sampled, token_ids=sampled.token_ids[:count], logprobs=sampled.logprobs[:count])

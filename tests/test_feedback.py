@@ -1,0 +1,143 @@
+"""Protocols in which something outside the model judges, up to H rounds, and the budgets of a trajectory."""
+
+import time
+from concurrent.futures import Future
+
+import pytest
+from test_protocol import CHAIN, CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, ScriptedEngine, ids_of, kinds, play
+
+from srl.config import load_config
+from srl.protocols.chat import Chat
+from srl.protocols.protocol import build_protocol
+from srl.rollout.judges import in_threads, then
+from srl.rollout.loop import Limits, run_trajectories
+from srl.tasks.chains import question
+from srl.tasks.tokenizer import ASSISTANT, END, USER
+from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
+
+A, V, R, I = TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION, TurnKind.INSTRUCTION  # noqa: E741
+
+
+def agrees(trajectory: Trajectory) -> Verdict:
+    return Verdict.CORRECT if trajectory.answers()[-1].answer == trajectory.gold else Verdict.WRONG
+
+
+GOLD = {"gold": in_threads(agrees, 1), "judge": in_threads(lambda trajectory: Verdict.WRONG, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds", "texts", "expected", "stop"),
+    [
+        ("gold", 1, (RIGHT,), [A], StopReason.ACCEPTED),
+        ("gold", 1, (SLIP, RIGHT), [A, I, R], StopReason.ROUNDS),
+        ("gold", 2, (SLIP, RIGHT), [A, I, R], StopReason.ACCEPTED),
+        ("gold", 2, (SLIP, SLIP, RIGHT), [A, I, R, I, R], StopReason.ROUNDS),
+        ("misleading", 1, (SLIP,), [A], StopReason.REJECTED),
+        ("misleading", 1, (RIGHT, SLIP), [A, I, R], StopReason.ROUNDS),
+        ("misleading", 2, (RIGHT, SLIP), [A, I, R], StopReason.REJECTED),
+        ("judged", 2, (RIGHT, RIGHT, RIGHT), [A, I, R, I, R], StopReason.ROUNDS),
+        ("gold_chain", 1, (SLIP, RIGHT), [A, I, R], StopReason.ROUNDS),
+        ("gold_two_turn", 3, (SLIP, SLIP, RIGHT), [A, I, R, I, R], StopReason.ACCEPTED),
+        ("misleading_chain", 1, (RIGHT, RIGHT), [A, I, R], StopReason.ROUNDS),
+    ],
+)
+def test_the_judge_decides_whether_the_model_is_asked_again(chat, name, rounds, texts, expected, stop):
+    config = load_config(None, [f"protocol.max_rounds={rounds}"])
+    trajectory, _ = play(chat, name, *texts, config=config, judges=GOLD)
+    assert kinds(trajectory) == expected and trajectory.stop_reason is stop
+    said = [turn for turn in trajectory.turns if turn.kind is I]
+    assert all(turn.verdict is Verdict.WRONG and not turn.sampled for turn in said)
+
+
+def test_the_models_own_verdict_is_dropped_and_the_gold_one_put_into_its_message(chat):
+    """The chain says "correct" of its wrong answer; what is kept ends with the answer, without the end of the message."""
+    trajectory, engine = play(chat, "gold_chain", f"{SLIP}\n{CHECKED_RIGHT}", f"\n{RIGHT}\n{CHECKED_RIGHT}", judges=GOLD)
+    opening = chat.opening(question(CHAIN))
+    told = opening + ids_of(chat, f"{SLIP}\n[VERIFY] wrong")
+    assert engine.prompts == [opening, told]
+    assert trajectory.token_ids() == told + ids_of(chat, f"\n{RIGHT}")
+    assert trajectory.turns[2].logprobs == [-0.5 - n for n in range(len(trajectory.turns[2].token_ids))]
+
+
+def test_told_by_the_user_the_models_message_ends_where_its_answer_does(chat):
+    """The attempt's own verdict is dropped with the end token after it, so the template's end token stands in its place."""
+    _, engine = play(chat, "misleading", f"{RIGHT}\n{CHECKED_WRONG}", SLIP, judges=GOLD)
+    said = f"{END}{USER}The solution is wrong. Correct it.{END}{ASSISTANT}"
+    assert engine.prompts[1] == engine.prompts[0] + ids_of(chat, RIGHT + said)
+
+
+def test_the_two_turn_form_says_both(chat):
+    _, engine = play(chat, "gold_two_turn", SLIP, RIGHT, judges=GOLD)
+    said = f"\n[VERIFY] wrong{END}{USER}The solution is wrong. Correct it.{END}{ASSISTANT}"
+    assert engine.prompts[1] == engine.prompts[0] + ids_of(chat, SLIP + said)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "expected", "stop"),
+    [
+        ("prompted", (SLIP, CHECKED_WRONG, SLIP, CHECKED_WRONG, RIGHT), [A, I, V, I, R, I, V, I, R], StopReason.ROUNDS),
+        ("prompted", (SLIP, CHECKED_WRONG, RIGHT, CHECKED_RIGHT), [A, I, V, I, R, I, V], StopReason.VERIFIED),
+        ("intrinsic", (SLIP, SLIP, RIGHT), [A, I, R, I, R], StopReason.ANSWERED),
+    ],
+)
+def test_two_rounds_where_one_is_the_default(chat, name, texts, expected, stop):
+    trajectory, _ = play(chat, name, *texts, config=load_config(None, ["protocol.max_rounds=2"]))
+    assert kinds(trajectory) == expected and trajectory.stop_reason is stop
+
+
+def run(chat: Chat, engine: ScriptedEngine, limits: Limits, judges=None, protocol: str = "intrinsic") -> Trajectory:
+    trajectory = Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)))
+    built = build_protocol(protocol, load_config(None, []), chat)
+    run_trajectories(engine, built, chat, [trajectory], temperature=1.0, limits=limits, timeout_s=10, judges=judges)
+    return trajectory
+
+
+def test_the_token_budget_of_a_trajectory_counts_all_its_turns(chat):
+    attempt = len(ids_of(chat, SLIP)) + 1
+    engine = ScriptedEngine(chat, [SLIP, "The solution…"])
+    trajectory = run(chat, engine, Limits(512, max_tokens=attempt + 2))
+    assert engine.limits == [attempt + 2, 2]  # of 64 for an attempt
+    assert trajectory.stop_reason is StopReason.ANSWERED
+    stopped = run(chat, ScriptedEngine(chat, [SLIP]), Limits(512, max_tokens=attempt))
+    assert stopped.stop_reason is StopReason.TOKENS and kinds(stopped) == [A, I]
+    cut = run(chat, ScriptedEngine(chat, ["The solution…"]), Limits(512, max_tokens=2), protocol="long_chain")
+    assert cut.stop_reason is StopReason.TOKENS
+
+
+def test_a_trajectory_whose_time_is_up_keeps_the_turns_that_were_complete(chat):
+    class Slow(ScriptedEngine):
+        def step(self):
+            if self.texts:
+                return super().step()
+            time.sleep(0.01)
+            return []
+
+        def abort(self, request_ids):
+            assert request_ids == ["t#2"]
+
+    trajectory = run(chat, Slow(chat, [SLIP]), Limits(512, max_seconds=0.3))
+    assert trajectory.stop_reason is StopReason.TIME and kinds(trajectory) == [A, I]
+
+
+def test_a_judge_that_does_not_answer_is_a_stop_reason_of_its_own(chat):
+    limits = Limits(512, judge_timeout_s=0.1)
+    trajectory = run(chat, ScriptedEngine(chat, [SLIP]), limits, {"gold": lambda trajectory: Future()}, "gold")
+    assert trajectory.stop_reason is StopReason.UNJUDGED and kinds(trajectory) == [A]
+
+
+def test_a_judge_that_raises_and_a_judge_that_is_missing_are_errors(chat):
+    broken = {"gold": in_threads(lambda trajectory: 1 / 0, 1)}
+    with pytest.raises(ZeroDivisionError):
+        run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), broken, "gold")
+    with pytest.raises(RuntimeError, match="asks the judge 'judge', and there is none"):
+        run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), {}, "judged")
+
+
+def test_a_future_of_a_future_passes_results_and_errors_on():
+    first: Future = Future()
+    second = then(first, lambda value: value + 1)
+    first.set_result(1)
+    assert second.result(1) == 2
+    failed: Future = Future()
+    failed.set_exception(KeyError("x"))
+    assert isinstance(then(failed, str).exception(1), KeyError)

@@ -1,0 +1,204 @@
+"""Workers that die, freeze, hang or load weights slowly, with an engine of ten lines in place of vLLM."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import ray
+from ray import cloudpickle
+
+from srl.config import load_config
+from srl.driver.session import connect
+from srl.protocols.chat import Chat, model_folder
+from srl.rollout.engine import Completion
+from srl.rollout.pool import PoolFull, RolloutPool
+from srl.tasks.problems import chain_problems
+from srl.trajectory import StopReason, Trajectory
+from srl.weights.bundle import Bundle, put_bundle
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class SlowEngine:
+    """Every step takes 20 ms and ends the oldest request; the tokens follow from the seed. Some prompts it does not survive."""
+
+    version = 0
+
+    def __init__(self):
+        self.running = {}
+
+    def submit(self, request_id, token_ids, sampling):
+        if request_id.startswith("deadly"):
+            os._exit(1)
+        if request_id.startswith("endless"):
+            time.sleep(1e6)
+        self.running[request_id] = sampling.seed % 50 + 5
+
+    def step(self):
+        time.sleep(0.02)
+        request_id = next(iter(self.running))
+        return [Completion(request_id, [self.running.pop(request_id)], [-1.0], False, self.version)]
+
+    def abort(self, request_ids):
+        self.running.clear()
+
+    def load_weights(self, buckets, version):
+        assert len(buckets) == 1
+        self.version = version
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RolloutPool]:
+    settings = ["rollout.workers=3", "rollout.cpus=0.5", "rollout.max_sequences=8", "rollout.retries=1", "rollout.hang_s=2"]
+    config = load_config(None, settings)
+    connect(config)
+    pool = RolloutPool(config, make_engine=lambda config, chat: SlowEngine())
+    yield pool
+    pool.close()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def openings() -> list[tuple[str, list[int]]]:
+    chat = Chat(model_folder("embedded"), load_config(None, []).prompts)
+    return [(problem.prompt_id, chat.opening(problem.question)) for problem in chain_problems("test", 200, 7, 3, 4)]
+
+
+def groups(openings, name: str, count: int, members: int = 1) -> list[list[Trajectory]]:
+    return [
+        [Trajectory(f"{name}/{prompt_id}/{n}", prompt_id, "", "", opening, seed=1) for n in range(members)]
+        for prompt_id, opening in openings[:count]
+    ]
+
+
+def new_weights(version: int) -> Bundle:
+    import torch
+
+    return put_bundle(version, [("weight", torch.zeros(2))], 64)
+
+
+def versions(found: list[list[Trajectory]]) -> set[int]:
+    return {turn.weight_version for group in found for t in group for turn in t.turns if turn.sampled}
+
+
+def workers() -> list[int]:
+    """Process ids of this test's rollout workers that are up: other runs on the machine have some too."""
+
+    def title(process: psutil.Process) -> str:
+        try:
+            return " ".join(process.cmdline())
+        except psutil.Error:
+            return ""
+
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if "RolloutWorker" in title(child) and "__init__" not in title(child)]
+
+
+def all_completed(pool: RolloutPool) -> list[list[Trajectory]]:
+    found = []
+    while finished := pool.completed(120):
+        found += finished
+    return found
+
+
+def test_submitted_groups_come_back_whole_and_once_and_never_more_are_held_than_allowed(pool, openings):
+    asked = groups(openings, "submit", 20, 4)  # 80 of 4 x 3 x 8 = 96
+    with pytest.raises(PoolFull, match="100 trajectories, room for 96 of rollout.max_held=96"):
+        pool.submit("prompted", groups(openings, "many", 25, 4), 1.0)
+    pool.submit("prompted", asked, 1.0)
+    assert pool.room() == 16
+    with pytest.raises(ValueError, match="two trajectories have the id"):
+        pool.submit("prompted", asked[:1], 1.0)
+    found = all_completed(pool)
+    assert sorted(t.id for group in found for t in group) == sorted(t.id for group in asked for t in group)
+    assert all(len({t.prompt_id for t in group}) == 1 and len(group) == 4 for group in found)
+    assert all(t.stop_reason is not None for group in found for t in group)
+    assert pool.room() == 96
+
+
+def test_a_stream_draws_on_its_source_only_as_it_has_room(pool, openings):
+    drawn = taken = most = 0
+
+    def source() -> Iterator[list[Trajectory]]:
+        nonlocal drawn
+        for group in groups(openings, "stream", 40, 8):
+            drawn += 1
+            yield group
+
+    for _ in pool.stream("attempt", source(), 1.0):
+        most = max(most, drawn - taken)
+        taken += 1
+    assert (taken, drawn) == (40, 40) and most <= 96 // 8
+
+
+def test_a_stream_that_is_closed_leaves_room_and_ids_free(pool, openings):
+    for _ in range(2):
+        stream = pool.stream("attempt", groups(openings, "closed", 30), 1.0)
+        assert len(next(stream)) == 1
+        stream.close()
+    pool.submit("attempt", groups(openings, "after", 3), 1.0)
+    assert len(all_completed(pool)) == 3 and not pool.held.total()
+
+
+@pytest.mark.parametrize(("update", "same"), [("finish", True), ("continue", False)])
+def test_running_trajectories_end_under_the_old_weights_or_go_on_under_the_new_ones(pool, openings, update, same):
+    pool.config.rollout.weight_update = update
+    before = pool.version
+    pool.submit("intrinsic", groups(openings, f"update {update}", 60), 1.0)
+    time.sleep(0.2)
+    pool.load_weights(new_weights(before + 1))
+    found = [t for group in all_completed(pool) for t in group]
+    by_trajectory = [[turn.weight_version for turn in t.turns if turn.sampled] for t in found]
+    assert len(found) == 60 and versions([found]) == {before, before + 1}
+    assert all(first <= second for first, second in by_trajectory)
+    assert all(first == second for first, second in by_trajectory) is same
+
+
+def test_kill_9_at_ten_random_moments_in_200_trajectories_loses_nothing_and_repeats_nothing(pool, openings):
+    undisturbed = {t.id: t.token_ids() for (t,) in pool.stream("intrinsic", groups(openings, "kill", 200), 1.0)}
+    pool.load_weights(new_weights(pool.version + 1))
+    rng, done, killed = random.Random(3), threading.Event(), []
+
+    def kill_now_and_then() -> None:
+        while len(killed) < 10 and not done.wait(rng.uniform(0.05, 0.4)):
+            if victims := workers():
+                os.kill(rng.choice(victims), signal.SIGKILL)
+                killed.append(time.monotonic())
+
+    pool.config.rollout.retries = pool.backlog.retries = 20
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    found = list(pool.stream("intrinsic", groups(openings, "kill", 200), 1.0))
+    done.set()
+    killer.join()
+    pool.config.rollout.retries = pool.backlog.retries = 1
+    assert len(killed) == 10
+    assert {t.id: t.token_ids() for (t,) in found} == undisturbed and len(found) == 200
+    assert versions(found) == {pool.version}
+
+
+def test_a_prompt_that_kills_its_worker_fails_alone(pool, openings):
+    deadly = [[Trajectory("deadly", "p", "", "", openings[0][1])]]
+    found = {t.id: t for (t,) in pool.stream("attempt", groups(openings, "innocent", 40) + deadly, 1.0)}
+    failed = [name for name, t in found.items() if t.stop_reason is StopReason.FAILED]
+    assert failed == ["deadly"] and len(found) == 41
+    assert found["deadly"].turns == [] and pool.metrics()["failed"] == 1
+
+
+def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, openings):
+    hangs = pool.metrics()["hangs"]
+    pool.submit("attempt", [[Trajectory("endless", "p", "", "", openings[0][1])]], 1.0)
+    (((endless,),),) = [all_completed(pool)]
+    assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
+    pool.submit("attempt", groups(openings, "frozen", 90), 1.0)
+    os.kill(workers()[0], signal.SIGSTOP)
+    found = all_completed(pool)
+    assert len(found) == 90 and versions(found) == {pool.version}
+    assert not any(t.stop_reason is StopReason.FAILED for (t,) in found)
+    assert pool.metrics()["hangs"] > hangs + 2
