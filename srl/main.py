@@ -22,6 +22,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "tables and figures of the paper beside its numbers; trains what they lack"),
     "chat": ("chat", "ask a model in the terminal and watch it answer, judge and correct itself"),
     "serve": ("serve", "an OpenAI-compatible endpoint that returns the final answer and all turns"),
+    "size": ("size", "how long rollout workers and learner would wait for each other, from their speeds"),
     "report": ("report", "show the table and write report.html again"),
     "tune": ("tune", "temperature and threshold of stage-1 sampling by their balance score"),
     "export": ("export", "write the demonstrations as conversations: JSON lines and a datasets folder"),

@@ -137,13 +137,13 @@ def test_a_stream_draws_on_its_source_only_as_it_has_room(pool, openings):
     assert (taken, drawn) == (40, 40) and most <= 96 // 8
 
 
-def test_a_stream_that_is_closed_leaves_room_and_ids_free(pool, openings):
-    for _ in range(2):
-        stream = pool.stream("attempt", groups(openings, "closed", 30), 1.0)
-        assert len(next(stream)) == 1
-        stream.close()
-    pool.submit("attempt", groups(openings, "after", 3), 1.0)
-    assert len(all_completed(pool)) == 3 and not pool.held.total()
+def test_what_a_closed_stream_left_is_dropped_and_its_ids_are_free_once_the_workers_are_done(pool, openings):
+    stream = pool.stream("attempt", groups(openings, "closed", 30), 1.0)
+    assert len(next(stream)) == 1
+    stream.close()
+    assert not pool.held.total()
+    pool.submit("attempt", groups(openings, "after", 80), 1.0)
+    assert len(all_completed(pool)) == 80 and not pool.ids
 
 
 @pytest.mark.parametrize(("update", "same"), [("finish", True), ("continue", False)])

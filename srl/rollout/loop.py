@@ -93,14 +93,18 @@ class TrajectoryLoop:
 
     def step(self) -> None:
         """One engine step, if there is anything to run. Raises EngineFailure."""
-        while self.waiting and self.active < self.limits.max_active and not self.paused:
-            self._begin(self.waiting.popleft())
+        self.begin_waiting()
         if self.judging:
             self._hear()
         if self.running:
             for done in self._engine_step():
                 self._receive(self.running.pop(done.request_id), done)
             self._stop_late()
+
+    def begin_waiting(self) -> None:
+        """Hand the engine as many of the waiting trajectories as may run."""
+        while self.waiting and self.active < self.limits.max_active and not self.paused:
+            self._begin(self.waiting.popleft())
 
     def abort(self) -> None:
         """Leave the engine without requests; everything unfinished is forgotten."""

@@ -99,7 +99,7 @@ class RolloutPool:
     def stream(self, protocol: str, groups: Iterable[Group], temperature: float) -> Iterator[Group]:
         """Groups as they finish. The next ones are drawn from `groups` only when there is room for them.
 
-        What is unfinished when the iterator is closed is dropped.
+        What is unfinished when the iterator is closed is dropped; ids are free again when the workers are done with them.
         """
         self.tickets += 1
         ticket, source, drawn = self.tickets, iter(groups), True

@@ -1,0 +1,44 @@
+"""size: how long rollout workers and learner would wait for each other, from their speeds."""
+
+import argparse
+
+from srl.config import Config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    number = {"type": float, "required": True, "metavar": "N"}
+    parser.add_argument("--full", **number, help="tokens/s of one worker that runs rollout.max_sequences at once")
+    parser.add_argument("--alone", **number, help="tokens/s of one worker that runs a single sequence")
+    parser.add_argument("--learner", **number, help="tokens/s of the whole learner")
+    parser.add_argument("--tokens", **number, help="mean sampled tokens of a trajectory")
+    parser.add_argument("--spread", type=float, default=0.6, help="standard deviation of the lengths' logarithm (0.6)")
+    parser.add_argument("--sync", type=float, default=0.0, help="seconds of a weight sync (0)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[], help="numbers of workers to compare (rollout.workers)")
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    from srl.rollout.simulated import Cluster, simulate
+
+    print("workers  ahead   s/step  tokens/s  rollout idle  learner idle")
+    for workers in options.workers or [config.rollout.workers]:
+        for ahead in (0, 1):
+            shares = simulate(
+                Cluster(
+                    workers,
+                    options.alone,
+                    options.full,
+                    options.learner,
+                    options.tokens,
+                    config.rollout.max_response_tokens,
+                    options.spread,
+                    config.rollout.max_sequences,
+                    config.rl.prompts,
+                    config.rl.group,
+                    options.sync,
+                    ahead,
+                )
+            )
+            print(
+                f"{workers:>7}  {ahead:>5}  {shares.step_s:>7.1f}  {shares.tokens_s:>8,.0f}"
+                f"  {100 * shares.rollout_idle:>10.0f} %  {100 * shares.learner_idle:>10.0f} %"
+            )

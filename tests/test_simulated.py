@@ -1,0 +1,54 @@
+"""The simulated cluster against cases worked by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from srl.main import main
+from srl.rollout.simulated import Cluster, simulate
+
+# 64 prompts x 8 are 2 workers x 256 sequences of 100 tokens: at 2560 tokens/s a step of 256 takes 0.1 s, so rollouts take 10 s.
+# 51,200 tokens take a learner of 5120 tokens/s 10 s too.
+EVEN = Cluster(2, 100, 2560, 5120, 100, 1000, spread=0.0, prompts=64, steps=4)
+
+
+def shares(cluster: Cluster) -> list[float]:
+    found = simulate(cluster)
+    return [round(value, 2) for value in (found.step_s, found.tokens_s, found.rollout_idle, found.learner_idle)]
+
+
+def test_synchronous_rollout_and_learner_wait_for_each_other():
+    assert shares(EVEN) == [20, 2560, 0.5, 0.5]
+
+
+def test_one_step_ahead_they_overlap():
+    # Steps of 10 s after the first rollout: 10 + 4 x 10 = 50 s; either works 40 of them.
+    assert shares(replace(EVEN, ahead=1)) == [12.5, 4096, 0.2, 0.2]
+
+
+def test_half_the_workers_take_twice_as_long_and_a_sync_is_lost_to_both():
+    # 512 sequences on one worker of 256: two waves of 10 s, then 10 s of learner and 5 s of sync.
+    assert shares(replace(EVEN, workers=1, sync_s=5.0)) == [35, 1462.86, 0.43, 0.71]
+
+
+def test_a_single_sequence_runs_at_its_own_speed():
+    # 100 tokens at 100 tokens/s, then 100 at 5120: 1.0195 s, of which the learner works 0.0195.
+    assert shares(replace(EVEN, workers=1, prompts=1, group=1)) == [1.02, 98.08, 0.02, 0.98]
+
+
+def test_with_unequal_lengths_a_step_waits_for_its_longest():
+    unequal = simulate(replace(EVEN, spread=0.8))
+    assert unequal.step_s > 1.2 * simulate(EVEN).step_s and unequal.learner_idle > simulate(EVEN).learner_idle
+
+
+def test_a_cluster_without_workers_is_refused():
+    with pytest.raises(ValueError, match="a cluster needs workers"):
+        simulate(replace(EVEN, workers=0))
+
+
+def test_the_command_prints_a_line_for_each_size_and_staleness(capsys):
+    numbers = ["--full", "2560", "--alone", "100", "--learner", "5120", "--tokens", "100", "--workers", "2", "4", "--spread", "0"]
+    assert main(["size", *numbers, "rl.prompts=64", "rl.group=8", "rl.mini_batches=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["2", "0"], ["2", "1"], ["4", "0"], ["4", "1"]]
+    assert lines[1].split()[2:4] == ["20.0", "2,560"]
