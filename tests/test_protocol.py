@@ -200,13 +200,13 @@ def test_prompts_of_the_steps_are_those_of_the_pretraining_corpus(chat):
         "check": ["attempt", "verdict"],
         "revise": ["attempt", "verdict", "revision"],
     }.items():
-        trajectory = None
-        for step, (_, text) in zip(steps, document(random.Random(1), CHAIN, kind)[1::2], strict=True):
-            trajectory, _ = play(chat, step, text, start=trajectory)
-        assert trajectory.token_ids() == encode(chat.tokenizer, random.Random(1), CHAIN, kind)[0]
-    attempt, revision = (text for _, text in document(random.Random(1), CHAIN, "reask")[1::2])
-    trajectory, _ = play(chat, "intrinsic", attempt, revision)
-    assert trajectory.token_ids() == encode(chat.tokenizer, random.Random(1), CHAIN, "reask")[0]
+        trajectory, parts = None, document(random.Random(1), CHAIN, kind, own_line=False)
+        for step, part in zip(steps, parts[1::2], strict=True):
+            trajectory, _ = play(chat, step, part.text, start=trajectory)
+        assert trajectory.token_ids() == encode(chat.tokenizer, parts)[0]
+    parts = document(random.Random(1), CHAIN, "reask", own_line=False)
+    trajectory, _ = play(chat, "intrinsic", parts[1].text, parts[3].text)
+    assert trajectory.token_ids() == encode(chat.tokenizer, parts)[0]
 
 
 def test_an_instruction_does_not_repeat_the_end_token_that_the_model_wrote(chat):
