@@ -124,9 +124,7 @@ class TrajectoryLoop:
         """Say what there is to say, then submit the next generation, ask a judge or stop."""
         trajectory = run.trajectory
         while isinstance(action, Say):
-            ids = self.chat.said(action, trajectory.token_ids())
-            text = "\n".join(part for part in (action.within, action.text) if part)
-            trajectory.turns.append(Turn(TurnKind.INSTRUCTION, ids, text, verdict=action.verdict))
+            trajectory.turns.append(said(self.chat, trajectory, action))
             action = run.protocol.next_action(trajectory)
         if isinstance(action, Stop):
             self._stop(run, action.reason)
@@ -208,6 +206,12 @@ class TrajectoryLoop:
             reason = StopReason.TOKENS
         run.trajectory.stop_reason = reason
         run.ended()
+
+
+def said(chat: Chat, trajectory: Trajectory, action: Say) -> Turn:
+    """The turn in which that is said after what the trajectory holds."""
+    text = "\n".join(part for part in (action.within, action.text) if part)
+    return Turn(TurnKind.INSTRUCTION, chat.said(action, trajectory.token_ids()), text, verdict=action.verdict)
 
 
 def run_trajectories(
