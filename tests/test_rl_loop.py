@@ -70,6 +70,9 @@ class Pool:
         self.fleet.bundle, self.weights = bundle, bundle.buckets
         return {"transfer": 0.0, "load": 0.0}
 
+    def metrics(self) -> dict[str, int]:
+        return {"failed": 0}
+
     def _sample(self, group: list[Trajectory]) -> list[Trajectory]:
         for trajectory in group:
             worth = [int(trajectory.id.split("/")[1]) % 7 + self.weights]

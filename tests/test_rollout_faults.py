@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -163,22 +162,17 @@ def test_running_trajectories_end_under_the_old_weights_or_go_on_under_the_new_o
 def test_kill_9_at_ten_random_moments_in_200_trajectories_loses_nothing_and_repeats_nothing(pool, openings):
     undisturbed = {t.id: t.token_ids() for (t,) in pool.stream("intrinsic", groups(openings, "kill", 200), 1.0)}
     pool.load_weights(new_weights(pool.version + 1))
-    rng, done, killed = random.Random(3), threading.Event(), []
-
-    def kill_now_and_then() -> None:
-        while len(killed) < 10 and not done.wait(rng.uniform(0.05, 0.4)):
-            if victims := workers():
-                os.kill(rng.choice(victims), signal.SIGKILL)
-                killed.append(time.monotonic())
-
+    rng, found, killed = random.Random(3), [], 0
+    moments = sorted(rng.sample(range(180), 10))
     pool.config.rollout.retries = pool.backlog.retries = 20
-    killer = threading.Thread(target=kill_now_and_then)
-    killer.start()
-    found = list(pool.stream("intrinsic", groups(openings, "kill", 200), 1.0))
-    done.set()
-    killer.join()
+    for group in pool.stream("intrinsic", groups(openings, "kill", 200), 1.0):
+        found.append(group)
+        # Where none is up just now, the kill waits for the next result.
+        if killed < 10 and len(found) > moments[killed] and (victims := workers()):
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            killed += 1
     pool.config.rollout.retries = pool.backlog.retries = 1
-    assert len(killed) == 10
+    assert killed == 10
     assert {t.id: t.token_ids() for (t,) in found} == undisturbed and len(found) == 200
     assert versions(found) == {pool.version}
 

@@ -165,6 +165,7 @@ class Training:
         clock.lap("weights_s")
         self.settle()
         metrics = step_metrics(trajectories, updated, clock, rate, self.session.pool().version)
+        metrics |= {f"rollout_{name}": count for name, count in self.session.pool().metrics().items()}
         self.session.run.record("rl", self.step, **metrics)
         self.say(step_line(self.step, settings.steps, metrics))
         tell_alarms(self.session, self.history, {"step": self.step, **metrics}, self.say)

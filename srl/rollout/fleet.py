@@ -40,6 +40,7 @@ class Slot:
     orders: dict[str, tuple[Order, float]] = field(default_factory=dict)
     calls: dict[ray.ObjectRef, tuple[str, float]] = field(default_factory=dict)
     deaths: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # of its engine since it came up
     asked: float = 0.0  # when it was last asked whether it is up
     load_seconds: dict[str, float] = field(default_factory=dict)  # of the last weights
 
@@ -70,7 +71,7 @@ Event = Finished | Lost
 class Fleet:
     """Ray restarts actors that die, on any node with room; here they get the current weights before any work.
 
-    `counts`: deaths and hangs of workers.
+    `counts`: deaths and hangs of workers, and what the engines of dead ones had counted.
     """
 
     def __init__(self, config: Config, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine):
@@ -177,9 +178,10 @@ class Fleet:
                 version, slot.load_seconds = result
                 self._load(slot) if version != self.version else slot.enter(State.UP)
             elif name == "collect":
-                yield from self._collected(slot, result)
+                yield from self._collected(slot, *result)
 
-    def _collected(self, slot: Slot, jobs: list[Job]) -> Iterator[Event]:
+    def _collected(self, slot: Slot, jobs: list[Job], counts: dict[str, int]) -> Iterator[Event]:
+        slot.counts = counts
         for job in jobs:
             if job.id in slot.orders:
                 slot.deaths = 0
@@ -214,6 +216,8 @@ class Fleet:
         self.counts[kind] += 1
         self.last_cause = why
         slot.deaths += 1
+        self.counts.update(slot.counts)
+        slot.counts = {}
         lost, slot.orders = [order for order, _ in slot.orders.values()], {}
         slot.calls.clear()
         if slot.deaths > DEATHS_PER_TRY * (self.config.rollout.retries + 1):

@@ -137,9 +137,14 @@ class RolloutPool:
         return {name: max(slot.load_seconds.get(name, 0.0) for slot in self.fleet.slots) for name in sorted(parts)}
 
     def metrics(self) -> dict[str, int]:
-        """Counts since the start: `deaths` and `hangs` of workers, `retried` groups, `failed` trajectories."""
-        names = ("deaths", "hangs", "retried", "failed")
-        return {name: self.fleet.counts[name] + self.counts[name] for name in names}
+        """Counts since the start: `deaths` and `hangs` of workers, `retried` groups, `failed` trajectories; `sampled_tokens`,
+        `prompt_tokens` of all turns and how many of them were `cached_tokens`, also of work that was lost.
+        """
+        counts = self.fleet.counts + self.counts
+        for slot in self.fleet.slots:
+            counts.update(slot.counts)
+        names = ("deaths", "hangs", "retried", "failed", "sampled_tokens", "prompt_tokens", "cached_tokens")
+        return {name: counts[name] for name in names}
 
     def close(self) -> None:
         self.fleet.close()

@@ -59,9 +59,9 @@ class RolloutWorker:
         self._check_version(weight_version)
         self.thread.add(jobs)
 
-    def collect(self, timeout_s: float) -> list[Job]:
-        """Finished jobs; waits for one at most `timeout_s`. Raises EngineHangs, EngineFailure."""
-        return self.thread.collect(timeout_s)
+    def collect(self, timeout_s: float) -> tuple[list[Job], dict[str, int]]:
+        """Finished jobs, waiting for one at most `timeout_s`, and the loop's counts. Raises EngineHangs, EngineFailure."""
+        return self.thread.collect(timeout_s), dict(self.thread.loop.counts)
 
     def generate(
         self, protocol: str, trajectories: list[Trajectory], temperature: float, weight_version: int
