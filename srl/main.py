@@ -93,8 +93,11 @@ def overview() -> argparse.ArgumentParser:
 
 def parser(command: str, module) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=f"python -m srl.main {command}", description=COMMANDS[command][1])
-    metavar = getattr(module, "NAMES", "section.key=value")
-    result.add_argument("overrides", nargs="*", metavar=metavar, help="settings; also fresh=true, seed=N, name=NAME")
+    settings = "settings: section.key=value, also fresh=true, seed=N, name=NAME"
+    if hasattr(module, "NAMES"):
+        result.add_argument("overrides", nargs="*", metavar=module.NAMES, help=f"{module.NAMES} names, and {settings}")
+    else:
+        result.add_argument("overrides", nargs="*", metavar="section.key=value", help=settings)
     result.add_argument("--config", metavar="FILE", help="YAML file (default: configs/tiny.yaml)")
     if hasattr(module, "add_arguments"):
         module.add_arguments(result)

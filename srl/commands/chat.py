@@ -24,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, config: Config) -> None:
     """Questions from `--question`, else line by line from the terminal or standard input until its end."""
     from srl.observe.progress import say
-    from srl.protocols.chat import Chat
+    from srl.protocols.chat import Chat, model_folder
     from srl.serving.backend import vllm_server
 
-    chat = Chat(options.model, config.prompts)
+    model = model_folder(options.model)
+    chat = Chat(model, config.prompts)
     protocol = checked_protocol(options.protocol or config.protocol.name, config, chat)
     say(f"starting vLLM with {options.model}")
-    with vllm_server(options.model, config) as url:
+    with vllm_server(model, config) as url:
         for question in options.question or questions():
             try:
                 asyncio.run(ask(question, url, chat, config, protocol, options.temperature))

@@ -18,14 +18,15 @@ def run(options: argparse.Namespace, config: Config) -> None:
     import uvicorn
 
     from srl.observe.progress import say
-    from srl.protocols.chat import Chat
+    from srl.protocols.chat import Chat, model_folder
     from srl.serving.app import create_app
     from srl.serving.backend import vllm_server
 
-    chat = Chat(options.model, config.prompts)
+    model = model_folder(options.model)
+    chat = Chat(model, config.prompts)
     protocol = checked_protocol(options.protocol or config.protocol.name, config, chat)
     say(f"starting vLLM with {options.model}")
-    with vllm_server(options.model, config) as url:
+    with vllm_server(model, config) as url:
         say(f"listening on http://{options.host}:{options.port}/v1")
         uvicorn.run(create_app(url, chat, config, protocol), host=options.host, port=options.port, log_level="warning")
 

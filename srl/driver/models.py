@@ -77,8 +77,8 @@ def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
 
 def source_of(name: str, config: Config, run: Path) -> str:
     """Folder or hub name of a model. Raises ConfigError when a path leads nowhere."""
-    if name == "base":
-        return model_folder(config.model.path)
+    if name in ("base", "embedded"):
+        return model_folder(config.model.path if name == "base" else name)
     if (run / "checkpoints" / name).is_dir():
         return str(run / "checkpoints" / name)
     if Path(name).is_dir():
