@@ -6,18 +6,18 @@ from srl.config.section import Section
 
 
 class PretrainStage(Section):
-    tokens: int = Field(4_000_000, ge=1, description="Training tokens, padding included.")
+    tokens: int = Field(5_000_000, ge=1, description="Training tokens, padding included.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; 2 % warm-up, cosine to a tenth.")
     mixture: dict[str, float] = Field(
-        {"solve": 0.15, "check": 0.5, "revise": 0.3, "reask": 0.05}, description="Share of documents of each kind."
+        {"solve": 0.14, "check": 0.56, "revise": 0.25, "reask": 0.05}, description="Share of documents of each kind."
     )
 
 
 class PretrainConfig(Section):
     """How the shipped base model was made; nobody needs to run it again.
 
-    Checks are learned first and whole sums last, suddenly: the share of "solve" in the short last stage decides how often an
-    attempt is right. With more of it nothing is left to correct.
+    Checks are learned first and sums at once last, so the share of "solve" in the later stages and their length decide how
+    often an attempt is right: more of it, and nothing is left to correct.
     """
 
     seed: int = Field(0, description="Seed of weights and corpus.")
@@ -30,7 +30,10 @@ class PretrainConfig(Section):
         [
             PretrainStage(),
             PretrainStage(
-                tokens=300_000, learning_rate=1.5e-3, mixture={"solve": 0.36, "check": 0.37, "revise": 0.22, "reask": 0.05}
+                tokens=1_000_000, learning_rate=2e-3, mixture={"solve": 0.3, "check": 0.52, "revise": 0.1, "reask": 0.08}
+            ),
+            PretrainStage(
+                tokens=1_500_000, learning_rate=1.5e-3, mixture={"solve": 0.6, "check": 0.3, "revise": 0.05, "reask": 0.05}
             ),
         ],
         min_length=1,

@@ -3,9 +3,9 @@
     Start at 47: (1) +38 (2) -19 = ?
 
 An *attempt* writes each value at once: (1) +38 a = 85 (2) -19 b = 66. A number is one token, so that is a table of thousands
-of sums, which the base model knows only in part. A *check* works the ones column again, which takes only the tables a child
-learns, and compares the last digits. It finds every error but those of whole tens, and does not give the answer away: a
-*revision* has to work it out with what the check says.
+of sums, which the base model knows only in part. A *check* works it out again in columns, which
+takes only the tables a child learns, and compares the answers. A *revision* reads the values off the check, which calls them
+by the same names.
 All values stay within 10..99, so every number has two digits.
 
 Problems belong to a split by the hash of their question: no seed can make train, validation and test overlap.
@@ -74,26 +74,39 @@ def solution(chain: Chain, values: Sequence[int]) -> str:
     return f"Start at {chain.start} {' '.join(claims(chain, values))}. The answer is \\boxed{{{values[-1]}}}"
 
 
-def ones_step(ones: int, operand: int) -> tuple[str, int]:
-    """The ones column of one operation and the digit it leaves: (7, 38) -> ("7 + 8 = 15", 5), (5, -19) -> ("15 - 9 = 6", 6)."""
+def columns(left: int, operand: int) -> tuple[str, int]:
+    """One operation worked by columns, ones first, and its value: (47, 38) -> ("7 + 8 = 15, 4 + 3 + 1 = 8", 85)."""
+    ones, tens = left % 10, left // 10
     if operand > 0:
         total = ones + operand % 10
-        return f"{ones} + {operand % 10} = {total}", total % 10
-    return digit_difference(ones, -operand % 10), (ones + operand) % 10
+        carry = " + 1" if total > 9 else ""
+        text = f"{ones} + {operand % 10} = {total}, {tens} + {operand // 10}{carry} = {(left + operand) // 10}"
+    else:
+        borrow = ones < -operand % 10
+        top = ones + 10 * borrow
+        text = (
+            f"{top} - {-operand % 10} = {top - -operand % 10}, "
+            f"{tens} - {-operand // 10}{' - 1' if borrow else ''} = {(left + operand) // 10}"
+        )
+    return text, left + operand
 
 
 def check(chain: Chain, claimed: Sequence[int]) -> tuple[str, bool]:
-    """The check of an attempt, without its verdict, and whether it passes.
+    """The check of an attempt, without its verdict, and whether the attempt's answer is right.
 
-    It works the ones column again and takes the last digit of the answer away from it:
-    "Ones of 47 (1) +38: 7 + 8 = 15 (2) -19: 15 - 9 = 6 against 57: 16 - 7 = 9 no". An answer that is wrong by whole tens passes.
+    It works everything out again and then takes the answer away, digit by digit, ones first, until something is left:
+    "Start at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, a is 85 (2) -19: 15 - 9 = 6, 8 - 1 - 1 = 6, b is 66 against 56:
+    6 - 6 = 0, 6 - 5 = 1 no". The names lead a revision to the values.
     """
-    ones, text = chain.start % 10, f"Ones of {chain.start}"
-    for operand, step in zip(chain.operands, operations(chain), strict=True):
-        work, ones = ones_step(ones, operand)
-        text += f" {step}: {work}"
-    passes = ones == claimed[-1] % 10
-    return f"{text} against {claimed[-1]}: {digit_difference(ones, claimed[-1] % 10)} {'yes' if passes else 'no'}", passes
+    value, text = chain.start, f"Start at {chain.start}"
+    for operand, step, name in zip(chain.operands, operations(chain), NAMES, strict=False):
+        work, value = columns(value, operand)
+        text += f" {step}: {work}, {name} is {value}"
+    comparison = digit_difference(value % 10, claimed[-1] % 10)
+    if value % 10 == claimed[-1] % 10:
+        comparison += f", {digit_difference(value // 10, claimed[-1] // 10)}"
+    right = value == claimed[-1]
+    return f"{text} against {claimed[-1]}: {comparison} {'yes' if right else 'no'}", right
 
 
 def digit_difference(top: int, bottom: int) -> str:
@@ -102,8 +115,8 @@ def digit_difference(top: int, bottom: int) -> str:
     return f"{top} - {bottom} = {top - bottom}"
 
 
-def verdict_line(passes: bool) -> str:
-    return f". [VERIFY] {'correct' if passes else 'wrong'}"
+def verdict_line(right: bool) -> str:
+    return f". [VERIFY] {'correct' if right else 'wrong'}"
 
 
 def corrupt(rng: random.Random, chain: Chain) -> list[int]:
@@ -160,9 +173,8 @@ class Part:
 def document(rng: random.Random, chain: Chain, kind: str, own_line: bool) -> list[Part]:
     """One pretraining document. Trained are solutions, checks and revisions, not the attempts that they start from.
 
-    Kinds: "check" (a right or wrong attempt, its check), "revise" (an attempt that its check found wrong, the right solution),
-    "solve" (no more than a solution), "reask" (an attempt, and what people write who are told that there may be an error but
-    not where).
+    Kinds: "check" (a right or wrong attempt, its check), "revise" (a checked wrong attempt, the right solution), "solve" (no more
+    than a solution), "reask" (an attempt, and what people write who are told that there may be an error but not where).
     With `own_line` checks and revisions stand on the next line of the same message instead of behind a request, as people
     write too. That an answer *goes on* after its box is never trained: fine-tuning has to teach it.
     """
@@ -171,14 +183,12 @@ def document(rng: random.Random, chain: Chain, kind: str, own_line: bool) -> lis
     if kind == "solve":
         return [ask, Part("assistant", right, trained=True)]
     claimed = corrupt(rng, chain) if kind == "revise" or rng.random() < 0.5 else chain.values()
-    while kind == "revise" and check(chain, claimed)[1]:
-        claimed = corrupt(rng, chain)
     attempt = Part("assistant", solution(chain, claimed))
     if kind == "reask":
         again = solution(chain, guess_again(rng, chain, claimed))
         return [ask, attempt, Part("user", REASK_PROMPT), Part("assistant", again, trained=True)]
-    work, passes = check(chain, claimed)
-    verdict = Part("assistant", work + verdict_line(passes), trained=True)
+    work, is_right = check(chain, claimed)
+    verdict = Part("assistant", work + verdict_line(is_right), trained=True)
     parts = [ask, attempt, verdict] if own_line else [ask, attempt, Part("user", CHECK_PROMPT), verdict]
     if kind == "check":
         return parts
