@@ -10,7 +10,7 @@ from srl.config.section import Section
 class Stage1Config(Section):
     """Sequential rejection sampling (paper, section 3.1) and assembly of D1, D2, D3."""
 
-    prompts: int = Field(800, ge=1, description="Training problems to sample from.")
+    prompts: int = Field(300, ge=1, description="Training problems to sample from.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature of all three steps.")
     attempts: int = Field(4, ge=1, description="N1: attempts per problem.")
     verdicts: int = Field(2, ge=1, description="N2: verdicts per attempt.")
@@ -60,9 +60,9 @@ class Stage1Config(Section):
 class SftConfig(Section):
     """Stage-1 fine-tuning with the loss weights of equation 1."""
 
-    epochs: int = Field(6, ge=1, description="Passes over the demonstrations.")
+    epochs: int = Field(2, ge=1, description="Passes over the demonstrations.")
     batch: int = Field(32, ge=1, description="Trajectories per optimizer step, over all ranks.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps for linear warm-up; cosine to zero after it.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
