@@ -107,6 +107,15 @@ def test_the_restart_bonus_pays_only_for_changing_the_outcome_of_a_given_attempt
         assert restart_bonus(trajectory) == bonus
 
 
+def test_plan_1_format_and_length_by_hand():
+    plan_1 = {REWARDS["final_outcome"]: 1.0, REWARDS["corrected"]: 0.5}
+    totals = {code: sum(turn_rewards(went(code), plan_1)) for code in ("a- v- r+", "a+ v+", "a+ v- r+", "a- v- r-", "a+ v- r-")}
+    assert totals == {"a- v- r+": 1.5, "a+ v+": 1.0, "a+ v- r+": 1.0, "a- v- r-": 0.0, "a+ v- r-": 0.0}
+    ends = {StopReason.VERIFIED: 0, StopReason.ROUNDS: 0, StopReason.NO_VERDICT: -1, StopReason.LENGTH: -1}
+    assert {reason: REWARDS["format_kept"](went("a+", stop_reason=reason))[0] for reason in ends} == ends
+    assert REWARDS["length"](went("a+ v+ i")) == [0.0, -0.002, 0.0]  # what was said costs nothing
+
+
 def test_self_aligned_reward_by_hand():
     # Perplexity 2 given the question and 4 alone: (4 - 2) / 4. The other way round: (2 - 4) / 2 = -1.
     assert self_aligned([-log(2)] * 3, [-log(4)] * 3) == pytest.approx(0.5)

@@ -156,6 +156,16 @@ def signed_outcome(trajectory: Trajectory) -> float:
     return 2 * final_outcome(trajectory) - 1
 
 
+def format_kept(trajectory: Trajectory) -> float:
+    """0 for a trajectory that came to its end, -1 for one without a verdict, without the revision it announced, or cut off."""
+    return -float(trajectory.stop_reason in (StopReason.NO_VERDICT, StopReason.NO_REVISION, StopReason.LENGTH))
+
+
+def length(trajectory: Trajectory) -> float:
+    """Minus the sampled tokens, in thousands: weights are small beside an outcome's 1."""
+    return -trajectory.sampled_tokens() / 1000
+
+
 def self_aligned(with_question: Sequence[float], alone: Sequence[float]) -> float:
     """SAR, in -1..1: (perplexity of the answer alone - perplexity given the question) / perplexity alone.
 
@@ -189,6 +199,6 @@ def self_aligned_rewards(trajectory: Trajectory, alone: Mapping[str, Sequence[fl
 PER_TURN = (
     turn_outcome, attempt_outcome, revision_outcome, improvement, verdict_agreement, signed_process, graded_boxes,
 )  # fmt: skip
-PER_TRAJECTORY = (final_outcome, signed_outcome, corrected, restart_bonus)
+PER_TRAJECTORY = (final_outcome, signed_outcome, corrected, restart_bonus, format_kept, length)
 REWARDS: dict[str, TurnRule] = {rule.__name__: rule for rule in PER_TURN}
 REWARDS |= {rule.__name__: on_last_turn(rule) for rule in PER_TRAJECTORY}
