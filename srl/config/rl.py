@@ -58,7 +58,9 @@ class CreditConfig(Section):
     """From graded trajectories to advantages."""
 
     rewards: dict[str, float] = Field(
-        {"final_outcome": 1.0}, min_length=1, description="Reward rules and their weights: names of REWARDS, or module:function."
+        {"final_outcome": 1.0},
+        min_length=1,
+        description="Reward rules of srl/reward/shaping.py, or module:function, and their weights.",
     )
     turn_discount: float = Field(
         1.0, ge=0, le=1, description="What a turn gets of the next turn's return; 0 pays every turn for itself alone."
