@@ -36,8 +36,7 @@ def test_every_source_is_a_variant_that_loads_and_asks_a_protocol_that_exists(tm
         for source in (row.source for row in table.rows):
             assert source.variant == "" or source.variant in VARIANTS
             config = configure(reproduce.variant_overrides(source.variant, configure))
-            if "gold" not in source.protocol:
-                build_protocol(reproduce.protocol_of(source, config) or config.protocol.name, config, chat)
+            build_protocol(reproduce.protocol_of(source, config) or config.protocol.name, config, chat)
             assert config.run.name == ("main" if not source.variant else f"main-{source.variant}")
 
 

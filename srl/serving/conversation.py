@@ -6,9 +6,10 @@ from typing import Any
 
 from srl.protocols.chat import Chat
 from srl.protocols.grammar import GRAMMARS, end_of_answer, verdict_of
-from srl.protocols.protocol import Protocol, Sampled, Say, Stop
+from srl.protocols.protocol import Ask, Protocol, Sampled, Say, Stop
+from srl.rollout.loop import said
 from srl.serving.backend import Sample
-from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
+from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
 
 Generate = Callable[[list[int], int], AsyncIterator[Sample]]
 
@@ -35,11 +36,11 @@ async def converse(
             trajectory.stop_reason = action.reason
             return
         if isinstance(action, Say):
-            last = trajectory.turns[-1].token_ids if trajectory.turns else []
-            ids = chat.instruction(action.text, last[-1] if last else -1)
-            trajectory.turns.append(Turn(TurnKind.INSTRUCTION, ids, action.text))
-            yield Piece(TurnKind.INSTRUCTION, action.text)
+            trajectory.turns.append(said(chat, trajectory, action))
+            yield Piece(TurnKind.INSTRUCTION, trajectory.turns[-1].text)
             continue
+        if isinstance(action, Ask):
+            raise RuntimeError(f"the protocol asks the judge {action.judge!r}, and a conversation has none")
         context = trajectory.token_ids()
         budget = min(action.max_tokens, max_length - len(context))
         if budget < 1:

@@ -108,7 +108,7 @@ def plain_turn(turn: Turn, right: bool, *, tokens: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": turn.kind.value, "text": cut(turn.text), "count": len(turn.token_ids), "right": right}
     if turn.kind in (TurnKind.ATTEMPT, TurnKind.REVISION):
         found |= {"answer": None if turn.answer is None else cut(turn.answer, 200), "outcome": turn.outcome.replace("_", " ")}
-    elif turn.verdict is not None:
+    elif turn.kind is TurnKind.VERDICT and turn.verdict is not None:
         found |= {"verdict": turn.verdict.value}
     if turn.loss_weight:
         found["weight"] = turn.loss_weight
@@ -153,7 +153,7 @@ def example_turn(turn: Turn, right: bool) -> str:
         found = (
             badge(turn.outcome.replace("_", " "), "ok" if right else "bad") + f"answer {escape(cut(str(turn.answer), 200))} · "
         )
-    elif turn.verdict is not None:
+    elif turn.kind is TurnKind.VERDICT and turn.verdict is not None:
         agrees = right is (turn.verdict is Verdict.CORRECT)
         found = badge(f"says {turn.verdict}", "ok" if agrees else "bad") + ("rightly · " if agrees else "mistakenly · ")
     head = f"<header><b>{turn.kind.value}</b> {found}{len(turn.token_ids)} tokens</header>"
