@@ -30,6 +30,7 @@ from srl.config import Config, load_config
 from srl.protocols.protocol import Generate, Protocol, Say, Stop
 from srl.rollout.engine import Engine, Sampling
 from srl.rollout.loop import run_trajectories, turn_seed
+from srl.rollout.thread import Job
 from srl.rollout.worker import RolloutWorker, limits
 from srl.tasks.problems import chain_problems
 from srl.trajectory import StopReason, Trajectory
@@ -181,7 +182,9 @@ def measure(config: Config, count: int, rounds: int) -> dict:
         return sampled(play(worker, two_turns(worker), new("two turns", number)))
 
     def one_turn(number: int) -> int:
-        return sampled(worker.generate("attempt", new("one turn", number), 1.0, 0))
+        worker.add([Job(f"{number}", "attempt", new("one turn", number), 1.0)], 0)
+        ((job,), _) = worker.collect(3600)
+        return sampled(job.trajectories)
 
     result = {
         "worker_to_generate": ratio(rounds, one_turn, lambda number: through_generate(llm, worker, new("one turn", number))),

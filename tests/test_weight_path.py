@@ -61,10 +61,13 @@ def test_learner_and_engine_agree_before_and_after_a_sync(session: Session, lear
         assert {turn.weight_version for t in after for turn in t.turns if turn.sampled} == {version}
 
 
-def test_the_same_seeds_give_the_same_tokens_whatever_else_is_in_the_batch(session: Session):
+def test_the_same_seeds_give_the_same_tokens_whatever_else_is_in_the_batch_and_in_whatever_order(session: Session):
     together = session.pool().generate("attempt", attempts(session), 1.0)
     alone = session.pool().generate("attempt", attempts(session)[5:6], 1.0)
     assert alone[0].token_ids() == together[5].token_ids()
+    turned = session.pool().stream("attempt", [[trajectory] for trajectory in reversed(attempts(session))], 1.0)
+    by_id = {trajectory.id: trajectory.token_ids() for (trajectory,) in turned}
+    assert by_id == {trajectory.id: trajectory.token_ids() for trajectory in together}
 
 
 def engine_process() -> psutil.Process:

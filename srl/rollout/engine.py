@@ -115,6 +115,7 @@ class Engine:
         self.stop_token_ids = stop_token_ids
         self.version = 0
         self.begun: dict[str, int] = {}  # weight version at the start of each running request
+        self.fresh: list[str] = []  # submitted since the last step
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
         from vllm import SamplingParams
@@ -132,8 +133,10 @@ class Engine:
         )
         self.engine.add_request(request_id, {"prompt_token_ids": token_ids}, parameters)
         self.begun[request_id] = self.version
+        self.fresh.append(request_id)
 
     def step(self) -> list[Completion]:
+        self.fresh.clear()
         return [completion(output, self.begun.pop(output.request_id)) for output in self.engine.step() if output.finished]
 
     def abort(self, request_ids: list[str]) -> None:
@@ -157,6 +160,7 @@ class Engine:
         if self.own_process:
             self.engine.wake_up(tags=["scheduling"])
         self.version = version
+        self.begun |= {request_id: version for request_id in self.fresh if request_id in self.begun}
 
 
 def device_options(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:

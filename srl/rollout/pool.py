@@ -62,11 +62,6 @@ class RolloutPool:
     def version(self) -> int:
         return self.fleet.version
 
-    @property
-    def workers(self) -> list[ActorHandle]:
-        """The actors; the handles stay good through restarts."""
-        return [slot.worker for slot in self.fleet.slots]
-
     def room(self) -> int:
         """How many more trajectories `submit` takes now."""
         return max(0, self.most_held - self.held[SUBMITTED])

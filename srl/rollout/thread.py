@@ -48,7 +48,7 @@ class LoopThread:
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.finished: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.jobs: set[str] = set()
-        self.waiting: set[Future] = set()
+        self.loads: set[Future] = set()
         self.load: Load | None = None
         self.error: Exception | None = None
         self.last_step, self.loading = time.monotonic(), False
@@ -60,13 +60,8 @@ class LoopThread:
         """Run these jobs; `collect` returns them. A job that runs already is not begun again."""
         self._check()
         for job in jobs:
-            self._ask_for(job, lambda job=job: self.finished.put(job))
-
-    def run(self, job: Job) -> Job:
-        """Run one job and wait for it."""
-        done = self._promise()
-        self._ask_for(job, lambda: done.set_result(job))
-        return done.result()
+            protocol = self.protocol(job.protocol)
+            self.inbox.put(lambda job=job, protocol=protocol: self._begin(job, protocol))
 
     def collect(self, timeout_s: float) -> list[Job]:
         """The jobs of `add` that are done; waits for one, `timeout_s` at most. Raises EngineHangs and what the loop raised."""
@@ -84,17 +79,14 @@ class LoopThread:
 
     def load_weights(self, buckets: list[Path], version: int, finish_first: bool) -> None:
         """Returns when the engine holds these weights."""
-        done = self._promise()
+        done: Future = Future()
+        self.loads.add(done)
+        self._check()  # from here on an error of the loop ends it too
         self.inbox.put(lambda: self._prepare(Load(buckets, version, finish_first, done)))
-        done.result()
-
-    def _promise(self) -> Future:
-        """A future that ends with the loop's error if that comes first."""
-        promise: Future = Future()
-        self.waiting.add(promise)
-        promise.add_done_callback(self.waiting.discard)
-        self._check()
-        return promise
+        try:
+            done.result()
+        finally:
+            self.loads.discard(done)
 
     def _check(self) -> None:
         if self.error is not None:
@@ -120,8 +112,8 @@ class LoopThread:
                 self.last_step = time.monotonic()
         except Exception as error:
             self.error = error
-            for promise in list(self.waiting):
-                promise.set_exception(error)
+            for load in [load for load in self.loads if not load.done()]:
+                load.set_exception(error)
 
     def _obey(self, wait: bool) -> None:
         """Do what was asked from other threads since the last step."""
@@ -132,11 +124,7 @@ class LoopThread:
         except queue.Empty:
             return
 
-    def _ask_for(self, job: Job, ended: Callable[[], None]) -> None:
-        protocol = self.protocol(job.protocol)
-        self.inbox.put(lambda: self._begin(job, protocol, ended))
-
-    def _begin(self, job: Job, protocol: Protocol, ended: Callable[[], None]) -> None:
+    def _begin(self, job: Job, protocol: Protocol) -> None:
         # A call to a worker that just died reaches the next one, and its job comes there once more.
         if job.id in self.jobs:
             return
@@ -148,7 +136,7 @@ class LoopThread:
             missing -= 1
             if not missing:
                 self.jobs.remove(job.id)
-                ended()
+                self.finished.put(job)
 
         for trajectory in job.trajectories:
             self.loop.add(trajectory, protocol, job.temperature, one_ended)

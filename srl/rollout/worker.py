@@ -4,7 +4,6 @@ import functools
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from srl.rollout.judges import make_judges
 from srl.rollout.loop import Limits, StepEngine, TrajectoryLoop
 from srl.rollout.recorded import RecordedEngine, read_trajectories
 from srl.rollout.thread import Job, LoopThread
-from srl.trajectory import Trajectory
 from srl.weights.bundle import Bundle, receive
 
 SHARED_MEMORY = Path("/dev/shm")
-CALLS_AT_ONCE = 8  # add, collect, load_weights, and generate for those who borrow a worker
+CALLS_AT_ONCE = 4  # ready, add, collect, load_weights
 
 
 MakeEngine = Callable[[Config, Chat], StepEngine]
@@ -62,15 +60,6 @@ class RolloutWorker:
     def collect(self, timeout_s: float) -> tuple[list[Job], dict[str, int]]:
         """Finished jobs, waiting for one at most `timeout_s`, and the loop's counts. Raises EngineHangs, EngineFailure."""
         return self.thread.collect(timeout_s), dict(self.thread.loop.counts)
-
-    def generate(
-        self, protocol: str, trajectories: list[Trajectory], temperature: float, weight_version: int
-    ) -> list[Trajectory]:
-        """Run the trajectories and wait for them, for callers that borrow this worker. Raises StaleWeights, EngineFailure."""
-        self._check_version(weight_version)
-        if not trajectories:
-            return []
-        return self.thread.run(Job(uuid.uuid4().hex, protocol, trajectories, temperature)).trajectories
 
     def load_weights(self, bundle: Bundle, finish_first: bool) -> tuple[int, dict[str, float]]:
         """Replace the weights; returns their version, and the seconds of `transfer` (fetching, checking) and `load`.

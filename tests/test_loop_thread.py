@@ -1,0 +1,127 @@
+"""The loop on its thread, with an engine whose steps the test lets through one by one."""
+
+import threading
+import time
+
+import pytest
+
+from srl.config import Config
+from srl.protocols.chat import Chat
+from srl.protocols.protocol import build_protocol
+from srl.rollout.engine import Completion
+from srl.rollout.loop import EngineFailure, Limits, TrajectoryLoop
+from srl.rollout.thread import EngineHangs, Job, LoopThread
+from srl.trajectory import Trajectory
+
+
+class GatedEngine:
+    """A step waits for a permit, then ends the oldest request, or raises what `error` holds."""
+
+    def __init__(self, tokens: list[int]):
+        self.tokens, self.version, self.error = tokens, 0, None
+        self.permits = threading.Semaphore(0)
+        self.running: dict[str, int | None] = {}
+        self.submitted: list[str] = []
+
+    def submit(self, request_id, token_ids, sampling):
+        self.running[request_id] = None
+        self.submitted.append(request_id)
+
+    def step(self):
+        self.running = {name: self.version if begun is None else begun for name, begun in self.running.items()}
+        self.permits.acquire()
+        if self.error:
+            raise self.error
+        request_id = next(iter(self.running))
+        return [Completion(request_id, self.tokens, [-1.0] * len(self.tokens), False, self.running.pop(request_id))]
+
+    def load_weights(self, buckets, version):
+        self.version = version
+
+
+def started(chat: Chat, max_active: int = 2, hang_s: float = 60.0) -> tuple[GatedEngine, LoopThread]:
+    engine = GatedEngine([chat.tokenizer.get_vocab()["10"], chat.end_id])
+    loop = TrajectoryLoop(engine, chat, Limits(512, max_active=max_active))
+    return engine, LoopThread(lambda: loop, lambda name: build_protocol(name, Config(), chat), hang_s)
+
+
+def job(chat: Chat, name: str, members: int = 1, protocol: str = "attempt") -> Job:
+    group = [Trajectory(f"{name}/{n}", name, "Check", "10", chat.opening("Check")) for n in range(members)]
+    return Job(name, protocol, group, 1.0)
+
+
+def collected(thread: LoopThread, count: int) -> list[str]:
+    found: list[Job] = []
+    while len(found) < count:
+        found += thread.collect(30)
+    return [done.id for done in found]
+
+
+def test_a_job_comes_back_whole_when_its_last_trajectory_has_ended(chat):
+    engine, thread = started(chat)
+    thread.add([job(chat, "long", 3), job(chat, "short")])
+    for _ in range(3):
+        engine.permits.release()
+    assert [done.id for done in thread.collect(30)] == ["long"]
+    assert thread.collect(0.05) == []
+    engine.permits.release()
+    assert [done.id for done in thread.collect(30)] == ["short"]
+    assert engine.submitted == ["long/0#0", "long/1#0", "long/2#0", "short/0#0"]
+
+
+def test_a_job_that_arrives_twice_runs_once(chat):
+    engine, thread = started(chat)
+    thread.add([job(chat, "first")])
+    while not engine.submitted:
+        time.sleep(0.01)
+    thread.add([job(chat, "same"), job(chat, "same"), job(chat, "next")])  # all heard after the step that runs
+    engine.permits.release(3)
+    assert collected(thread, 3) == ["first", "same", "next"]
+    assert engine.submitted == ["first/0#0", "same/0#0", "next/0#0"]
+
+
+@pytest.mark.parametrize(("finish_first", "versions"), [(True, [[0, 0], [7, 7]]), (False, [[0, 7], [7, 7]])])
+def test_what_runs_ends_under_the_old_weights_first_or_goes_on_under_the_new_ones(chat, finish_first, versions):
+    """One trajectory of two turns runs, one waits for its place."""
+    engine, thread = started(chat, max_active=1)
+    jobs = [job(chat, name, protocol="intrinsic") for name in ("running", "waiting")]
+    thread.add(jobs)
+    while not engine.submitted:
+        time.sleep(0.01)
+    loader = threading.Thread(target=thread.load_weights, args=([], 7, finish_first))
+    loader.start()
+    while thread.inbox.empty():
+        time.sleep(0.01)
+    engine.permits.release(4)
+    assert collected(thread, 2) == ["running", "waiting"]
+    found = {done.id: done.trajectories[0] for done in jobs}
+    loader.join(30)
+    assert not loader.is_alive() and engine.version == 7
+    assert [[turn.weight_version for turn in found[name].turns[::2]] for name in ("running", "waiting")] == versions
+
+
+def test_an_engine_that_raises_ends_every_wait_with_its_error(chat):
+    engine, thread = started(chat)
+    engine.error = ValueError("out of memory")
+    thread.add([job(chat, "a")])
+    engine.permits.release()
+    for call in (lambda: thread.collect(30), lambda: thread.add([]), lambda: thread.load_weights([], 1, True)):
+        with pytest.raises(EngineFailure, match="ValueError: out of memory"):
+            call()
+
+
+def test_an_engine_that_hangs_is_told_from_one_that_has_nothing_to_do(chat):
+    engine, thread = started(chat, hang_s=0.8)
+    assert thread.collect(2.0) == []
+    thread.add([job(chat, "a")])
+    with pytest.raises(EngineHangs, match=r"rollout\.hang_s=0\.8"):
+        thread.collect(30)
+    engine.permits.release()
+    while thread.loop.busy:
+        time.sleep(0.01)
+    assert [done.id for done in thread.collect(30)] == ["a"]
+
+
+def test_an_engine_that_does_not_start_raises_at_once(chat):
+    with pytest.raises(ZeroDivisionError):
+        LoopThread(lambda: 1 / 0, lambda name: build_protocol(name, Config(), chat), 1.0)
