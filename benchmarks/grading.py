@@ -1,7 +1,7 @@
 """The grader against one plain math-verify process, on the same answers, side by side: python -m benchmarks.grading FILE...
 
-FILE names golds: BENCHMARK=FILE (srl/tasks/benchmarks.py), a file or a hub dataset. Wrong answers are golds of other problems
-of the same kind (a number for a number), as a model's are. Rounds of both alternate, so that a machine that is busy is busy
+FILE names golds: BENCHMARK=FILE (srl/tasks/benchmarks.py), a file or a hub dataset. Wrong answers look like the gold and have
+another number in them, as a model's do. Rounds of both alternate, so that a machine that is busy is busy
 for both, and what is printed is their ratio. One JSON object:
 
     distinct    every answer once           answers, answers/s of both, their ratio, ms per answer (p50, p99, max)
@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -52,8 +53,9 @@ def main() -> None:
 
 
 def distinct(golds: Sequence[str]) -> list[Pair]:
-    """The gold of a problem of the same kind for each gold, right or wrong: no pair occurs twice."""
-    return list(dict.fromkeys((answer, gold) for gold in golds for answer in other_answers(gold, golds, 1)))
+    """A wrong or a right answer, spelled as the gold, for each gold in turn; no pair occurs twice."""
+    answers = [gold if index % 2 else other_answers(gold, golds, 1)[0] for index, gold in enumerate(golds)]
+    return list(dict.fromkeys(zip(answers, golds, strict=True)))
 
 
 def groups(golds: Sequence[str]) -> list[Pair]:
@@ -67,9 +69,17 @@ def groups(golds: Sequence[str]) -> list[Pair]:
 
 
 def other_answers(gold: str, golds: Sequence[str], count: int) -> list[str]:
-    number = plain_number(gold) is not None
-    others = [other for other in dict.fromkeys(golds) if other != gold and (plain_number(other) is not None) == number]
-    return random.Random(gold).sample(others, min(count, len(others)))
+    """The gold with other numbers in it, as a slip in the working gives; of a gold without numbers, other golds."""
+    rng = random.Random(gold)
+    places = list(re.finditer(r"\d+", gold))
+    if not places:
+        return rng.sample([other for other in dict.fromkeys(golds) if other != gold], count)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        place = rng.choice(places)
+        other = str(int(place.group()) + rng.choice([-3, -2, -1, 1, 2, 3, 10])).removeprefix("-")
+        found[gold[: place.start()] + other + gold[place.end() :]] = None
+    return [answer for answer in found if answer != gold] or [gold + "1"]
 
 
 def side_by_side(pairs: list[Pair], processes: int) -> dict:

@@ -1,8 +1,9 @@
 r"""The value of an answer at one point: enough to tell most wrong answers from the gold without a parser generator or sympy.
 
 Reads a strict part of LaTeX in which nothing is ambiguous: numbers, single letters, `\pi`, `+ - * / ^`, `\cdot`, `\times`,
-`\frac`, `\sqrt`, parentheses and products by juxtaposition; and tuples of these. Every letter has a fixed value, i that of the
-imaginary unit and e that of Euler's number. Different values prove that two answers differ; equal ones prove nothing here.
+`\frac`, `\sqrt`, parentheses and products by juxtaposition; and tuples, intervals, matrices and "y =" of these. Every letter
+has a fixed value, i that of the imaginary unit and e that of Euler's number. Different values prove that two answers differ;
+equal ones prove nothing here.
 """
 
 import cmath
@@ -14,10 +15,13 @@ APART = 1e-6  # relative: more than floating point loses, and as much as the com
 LARGEST = 1e100
 
 TOKENS = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<command>\\(?:[dt]?frac|sqrt|cdot|times|pi)(?![A-Za-z]))|(?P<letter>[A-Za-z])"
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<command>\\(?:[dt]?frac|sqrt|cdot|times|pi|infty)(?![A-Za-z]))|(?P<letter>[A-Za-z])"
     r"|(?P<sign>[-+*/^(){}\[\],]))"
 )
-SPACING = re.compile(r"\\(?:left|right)(?![a-z])|\\[,;: ]|~")
+MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
+DEFINITION = re.compile(r"([A-Za-z](?:\([A-Za-z]\))?) ?= ?([^=]+)")
+INFINITY = 1e50
+SPACING = re.compile(r"\\(?:left|right)(?![a-z])|(?<!\\)\\[,;: ]|~")
 
 
 class Unread(Exception):
@@ -25,38 +29,56 @@ class Unread(Exception):
 
 
 def values_differ(left: str, right: str) -> bool:
-    """Whether two normalised answers have different values, or are tuples of different lengths; False where that is not sure."""
+    """Whether two normalised answers of one shape have different values; False where that is not sure."""
     try:
-        one, other = read(left), read(right)
+        (shape, values), (other_shape, other_values) = read(left), read(right)
     except (Unread, ArithmeticError, ValueError, RecursionError):
         return False
-    if len(one) != len(other):
+    if shape != other_shape:
         return False
-    return any(abs(a - b) > APART * (1 + abs(a) + abs(b)) for a, b in zip(one, other, strict=True))
+    return any(abs(a - b) > APART * (1 + abs(a) + abs(b)) for a, b in zip(values, other_values, strict=True))
 
 
-def read(text: str) -> list[complex]:
-    """The values of an expression or of a tuple in parentheses. Raises Unread."""
+def read(text: str) -> tuple[str, list[complex]]:
+    """The shape of an answer and its values: "(,]" and two values of an interval, "" and one of an expression. Raises Unread."""
     if len(text) > LONGEST:
         raise Unread
+    text = SPACING.sub(" ", text).strip()
+    if matrix := MATRIX.fullmatch(text):
+        rows = [[value(cell) for cell in row.split("&")] for row in matrix[2].split("\\\\")]
+        return "matrix" + ",".join(str(len(row)) for row in rows), [found for row in rows for found in row]
+    if definition := DEFINITION.fullmatch(text):
+        return f"{definition[1]}=", [value(definition[2])]
     tokens = tokenise(text)
-    if tokens[:1] == ["("] and "," in tokens:
-        reader = Reader(tokens[1:])
-        found = [reader.sum()]
-        while reader.next == ",":
+    if tokens[:1] not in (["("], ["["]) or "," not in tokens:
+        return "", [value(text)]
+    reader, found = Reader(tokens[1:]), []
+    while not found or reader.next == ",":
+        if found:
             reader.take()
-            found.append(reader.sum())
-        reader.take(")")
-    else:
-        reader = Reader(tokens)
-        found = [reader.sum()]
-    if reader.next or not all(cmath.isfinite(value) and abs(value) < LARGEST for value in found):
+        found.append(finite(reader.sum()))
+    closing = reader.take()
+    if closing not in (")", "]") or reader.next:
+        raise Unread
+    return tokens[0] + "," * (len(found) - 1) + closing, found
+
+
+def value(text: str) -> complex:
+    reader = Reader(tokenise(text))
+    found = finite(reader.sum())
+    if reader.next:
         raise Unread
     return found
 
 
+def finite(number: complex) -> complex:
+    if not cmath.isfinite(number) or abs(number) > LARGEST:
+        raise Unread
+    return number
+
+
 def tokenise(text: str) -> list[str]:
-    text, position, tokens = SPACING.sub(" ", text).strip(), 0, []
+    text, position, tokens = text.strip(), 0, []
     while position < len(text):
         match = TOKENS.match(text, position)
         if match is None:
@@ -135,6 +157,8 @@ class Reader:
             return self.root()
         if token == "\\pi":
             return complex(math.pi)
+        if token == "\\infty":
+            return complex(INFINITY)
         if len(token) == 1 and token.isalpha():
             return letter(token)
         raise Unread
