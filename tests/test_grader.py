@@ -55,6 +55,8 @@ def rows(name: str) -> list[dict]:
         (r"\text{Friday}", r"\text{Friday}"),
         ("$x+1$", "1+x"),
         ("1" * 5000, "1" * 5000),
+        ("40_{9}", "40_9"),
+        ("E", r"\text{(E)}"),
     ],
 )
 def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> None:
@@ -78,6 +80,9 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
         ("(5,3)", "(3,5)"),
         ("y=5", "x=5"),
         ("0.28", "28"),
+        ("40_8", "40_9"),
+        (r"\text{(D)}", r"\text{(E)}"),
+        (r"x \in [-2,9]", r"x \in [-2,7]"),
     ],
 )
 def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:

@@ -62,6 +62,11 @@ def test_nothing_written_by_a_model_raises(text: str) -> None:
         (r"\text{Friday}", r"\text{Friday}"),
         ("3 hours", "3"),
         ("12 square units", "12"),
+        (r"5.4 \text{ cents}", "5.4"),
+        (r"15\mbox{ cm}^2", "15"),
+        (r"3 \text{ million}", r"3 \text{ million}"),
+        (r"\frac65", r"\frac{6}{5}"),
+        (r"\dfrac9{19}", r"\dfrac{9}{19}"),
         ("3 million", "3 million"),
         ("2 pi", "2 pi"),
         (r"42^{\circ}", "42"),
@@ -104,7 +109,8 @@ def test_values_are_split_at_the_top_level_only() -> None:
 
 def test_words_are_what_a_text_says_and_one_letter_is_a_variable() -> None:
     assert words(r"\text{ Friday. }") == "friday"
-    assert words(r"\text{E}") is None
+    assert words(r"\text{(E)}") == words(r"\text{E}") == "e"
+    assert words(r"\text{x}") is words(r"\text{e}") is None
     assert words("ab") is None
 
 

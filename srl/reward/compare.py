@@ -20,6 +20,7 @@ from srl.reward.spelling import (
 from srl.trajectory import Outcome
 
 BRACKETED = re.compile(r"(?:\\left)?\s*(?:[(\[]|\\\{|\\begin)")
+BASED = re.compile(r"(\w+)_\{?(\d+)\}?")  # 2516_8
 SHORTHAND = re.compile(r"\\[pm][pm](?![a-z])|\\cup|\\in(?![a-z])|=|<|>|\\[lg]eq?(?![a-z])")  # may stand for several values
 RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
 
@@ -83,6 +84,8 @@ def same_numbers(left: str, right: str, error: float = 0.0) -> bool | None:
         return same_numbers(point, right, error)
     if wanted is not None and (measured := without_measure(left)) != left:
         return same_numbers(measured, right, error)
+    if (based := BASED.fullmatch(left)) and (wanted_based := BASED.fullmatch(right)):  # math-verify drops the base
+        return based.groups() == wanted_based.groups()
     number, wanted = plain_fraction(left), plain_fraction(right)
     if number is not None and wanted is not None:
         return close(number, wanted, error, exact=True)

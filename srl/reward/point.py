@@ -1,9 +1,9 @@
 r"""The value of an answer at one point: enough to tell most wrong answers from the gold without a parser generator or sympy.
 
 Reads a strict part of LaTeX in which nothing is ambiguous: numbers, single letters, `\pi`, `+ - * / ^`, `\cdot`, `\times`,
-`\frac`, `\sqrt`, parentheses and products by juxtaposition; and tuples, intervals, matrices and "y =" of these. Every letter
-has a fixed value, i that of the imaginary unit and e that of Euler's number. Different values prove that two answers differ;
-equal ones prove nothing here.
+`\frac`, `\sqrt`, parentheses and products by juxtaposition; and tuples, intervals, matrices, "y =" or "y \in" of these. Every
+letter has a fixed value, i that of the imaginary unit and e that of Euler's number. Different values prove that two answers
+differ; equal ones prove nothing here.
 """
 
 import cmath
@@ -19,7 +19,7 @@ TOKENS = re.compile(
     r"|(?P<sign>[-+*/^(){}\[\],]))"
 )
 MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
-DEFINITION = re.compile(r"([A-Za-z](?:\([A-Za-z]\))?) ?= ?([^=]+)")
+DEFINITION = re.compile(r"([A-Za-z](?:\([A-Za-z]\))?) ?(=|\\in(?![a-z])) ?(.+)")
 INFINITY = 1e50
 SPACING = re.compile(r"\\(?:left|right)(?![a-z])|(?<!\\)\\[,;: ]|~")
 
@@ -48,7 +48,8 @@ def read(text: str) -> tuple[str, list[complex]]:
         rows = [[value(cell) for cell in row.split("&")] for row in matrix[2].split("\\\\")]
         return "matrix" + ",".join(str(len(row)) for row in rows), [found for row in rows for found in row]
     if definition := DEFINITION.fullmatch(text):
-        return f"{definition[1]}=", [value(definition[2])]
+        shape, found = read(definition[3])
+        return definition[1] + definition[2] + shape, found
     tokens = tokenise(text)
     if tokens[:1] not in (["("], ["["]) or "," not in tokens:
         return "", [value(text)]

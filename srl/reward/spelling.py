@@ -20,6 +20,10 @@ FRACTION = re.compile(rf"({SIGN})(?:\\[dt]?frac\s*\{{\s*({SIGN}\d+)\s*\}}\s*\{{\
 
 WORD = r"(?:square |cubic )?[A-Za-z]{3,}"
 COUNTED = re.compile(rf"((?:\\\$)?{SIGN}\d[\d.,]*)\s+({WORD}(?: [A-Za-z]{{3,}}){{0,2}})\.?")  # 3 hours, 12 square units
+IN_UNITS = re.compile(  # 5.4 \text{ cents}, 15\mbox{ cm}^2
+    rf"({SIGN}\d[\d.,]*)\s*\\(?:text|textrm|mathrm|mbox)\s*\{{[~\s]*([A-Za-z][A-Za-z. ]*)\}}(?:\s*\^\s*\{{?[23]\}}?)?"
+)
+SHORT_FRACTION = re.compile(r"\\([dt]?frac)\s*(\d)\s*(?:(\d)|(?=\{))")  # \frac65, \frac9{19}
 NOT_A_UNIT = re.compile(  # words that change the number before them
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"
     r"|than|choose|sin|cos|tan|log|exp|pi|from|with)\b",
@@ -54,6 +58,7 @@ def normalise(answer: str) -> str:
         text = without_wrapping(wrapped[1].strip())
     if len(text) <= LONGEST_NUMBER:
         text = plain_spelling(text)
+    text = SHORT_FRACTION.sub(lambda match: rf"\{match[1]}{{{match[2]}}}" + (f"{{{match[3]}}}" if match[3] else ""), text)
     text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
     text = EULER_SUBSCRIPT.sub(r"\\mathcal{\1}_", SUBSCRIPT.sub(r"_{\1}", text))
     text = BARE_POWER.sub(r"^{\1}", text.replace("np.arc", r"\arc"))
@@ -70,7 +75,7 @@ def without_wrapping(text: str) -> str:
 
 def plain_spelling(text: str) -> str:
     """Of a number: without thousands separators, degrees, and the words that it counts. Other text stays as it is."""
-    counted = COUNTED.fullmatch(text)
+    counted = COUNTED.fullmatch(text) or IN_UNITS.fullmatch(text)
     if counted and not NOT_A_UNIT.search(counted[2]):
         text = counted[1].rstrip(".,")
     bare = DEGREES.sub("", text)
@@ -124,10 +129,13 @@ def is_integer(answer: str) -> bool:
 
 
 def words(answer: str) -> str | None:
-    r"""Lower-case words of an answer that is nothing but `\text{words}`; None for anything else. One letter is a variable."""
+    r"""Lower-case words of an answer that is nothing but `\text{words}`, or the letter of a choice, `\text{(E)}`; else None.
+
+    Other single letters are variables.
+    """
     match = IN_TEXT.fullmatch(answer)
-    inner = " ".join((match[1] if match else "").split()).strip(" .()").lower()
-    return inner if re.fullmatch(r"[a-z][a-z' -]+", inner) else None
+    inner = " ".join((match[1] if match else "").split()).strip(" .()")
+    return inner.lower() if re.fullmatch(r"[A-H]|[A-Za-z][A-Za-z' -]+", inner) else None
 
 
 def values(answer: str) -> list[str]:
