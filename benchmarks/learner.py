@@ -128,7 +128,8 @@ def main() -> None:
         result["peak_mib_of_two_ranks_by_zero_stage"] = {stage: memory(config, stage) for stage in range(4)}
     if importlib.util.find_spec("trl") is None:
         result["trl"] = "not installed, not compared"
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1), flush=True)
+    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -47,18 +47,24 @@ class Receiver:
     def load_one(self, name: str, content: torch.Tensor) -> None:
         self.weights[name].copy_(content)
 
-    def total(self) -> float:
-        return float(sum(tensor.float().sum() for tensor in self.weights.values()))
+    def get(self, name: str) -> torch.Tensor:
+        return self.weights[name]
 
 
 def named_weights(layers: int) -> list[tuple[str, torch.Tensor]]:
     """Random weights under the names and in the shapes of Qwen2.5-0.5B, with that many layers (24)."""
     shape = Qwen2Config(
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14,
-        num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16",
+        num_key_value_heads=2, tie_word_embeddings=True,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
-    return [(name, parameter.data) for name, parameter in model.named_parameters()]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    # Noise that repeats is as good here, and much faster to make.
+    noise = torch.randn(2**20).bfloat16()
+    return [
+        (name, noise.repeat(parameter.numel() // noise.numel() + 1)[: parameter.numel()].view(parameter.shape).clone())
+        for name, parameter in model.named_parameters()
+    ]
 
 
 def bundle_of(version: int, weights: list[tuple[str, torch.Tensor]], bucket_mib: int) -> Bundle:
@@ -111,13 +117,13 @@ def main() -> None:
     ray.init(num_cpus=8, object_store_memory=2 * size + 256 * MIB, log_to_driver=False, include_dashboard=False)
     result = {"parameters": len(weights), "bytes": size, "copy_bytes_per_s": copy_speed(), "receivers": {}}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights}
-    expected = float(sum(tensor.float().sum() for _, tensor in weights))
+    name, expected = weights[-2]
     for count in options.receivers:
         receivers = [ray.remote(Receiver).options(num_cpus=0.5).remote(shapes) for _ in range(count)]
         pairs = []
         for _ in range(options.rounds):
             pairs.append((in_buckets(weights, receivers, options.bucket_mib), one_by_one(weights, receivers)))
-        assert ray.get(receivers[0].total.remote()) == expected
+        assert torch.equal(ray.get(receivers[0].get.remote(name)), expected)
         bucketed, single = (median(times) for times in zip(*pairs, strict=True))
         result["receivers"][count] = {
             "seconds": bucketed,
@@ -127,7 +133,8 @@ def main() -> None:
         }
         for receiver in receivers:
             ray.kill(receiver)
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1), flush=True)
+    ray.shutdown()
 
 
 if __name__ == "__main__":
