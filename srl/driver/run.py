@@ -52,6 +52,10 @@ def run_phases(config: Config, command: str) -> None:
         stop_on_sigterm()
         with observed(config, run):
             perform_missing(command, run, session, problems)
+    except KeyboardInterrupt:
+        # Said before Ray goes down: a pipeline's thread that asks it something afterwards ends the process without a word.
+        say("stopping; what is done is kept")
+        raise
     finally:
         session.close()
     show(run)
