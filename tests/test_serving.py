@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from srl.config import Config
@@ -178,3 +183,25 @@ def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(chat: Chat):
     assert trajectory.final().answer == "85" and trajectory.stop_reason in (StopReason.VERIFIED, StopReason.ROUNDS)
     assert [turn["kind"] for turn in turns_of(trajectory)][:3] == ["attempt", "instruction", "verdict"]
     assert all(turn.sampled for turn in trajectory.turns if turn.kind is not TurnKind.INSTRUCTION)
+
+
+def test_the_server_ends_with_the_process_that_started_it_even_when_that_is_killed(tmp_path):
+    pid_file = tmp_path / "pid"
+    program = f"""
+import pathlib, subprocess, time
+from srl.serving.backend import end_with_parent
+child = subprocess.Popen(["sleep", "600"], preexec_fn=end_with_parent)
+pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    pid = int(pid_file.read_text())
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the child lives on"
+        time.sleep(0.1)

@@ -1,7 +1,9 @@
 """vLLM's own OpenAI-compatible server as a child process, and its completions by token ids."""
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from srl.config import Config, ConfigError
 from srl.rollout.engine import prepare_environment
 
 STOP_SECONDS = 20
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,12 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(model, port, config), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            command(model, port, config),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=end_with_parent,
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -52,6 +60,11 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def end_with_parent() -> None:
+    """In the child: be told to end when this process dies, however it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def command(model: str, port: int, config: Config) -> list[str]:
