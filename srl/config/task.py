@@ -15,8 +15,11 @@ class ModelConfig(Section):
 
 class TaskConfig(Section):
     name: Literal["chains", "file"] = Field("chains", description="`chains` is the embedded task; `file` reads the paths below.")
-    train: str = Field("", description="Training problems: JSON lines or Parquet file, or hub name. Only for `file`.")
-    validation: str = Field("", description="Validation problems, same forms; empty takes them from the end of `train`.")
+    train: str = Field(
+        "",
+        description="Training problems: BENCHMARK, BENCHMARK=FILE, JSON lines or Parquet file, or hub name. For `file`.",
+    )
+    validation: str = Field("", description="Validation problems, same forms; empty takes the first of `train`.")
     test: dict[str, str] = Field({}, description="Benchmarks: name -> file or hub name. Only for `file`.")
     question_key: str = Field("problem", description="Column with the problem text.")
     answer_key: str = Field("answer", description="Column with the gold answer.")

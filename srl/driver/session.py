@@ -166,12 +166,14 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
             "test": {"chains": chain_problems("test", config.evaluate.problems, task.seed, *steps)},
         }
     keys = (task.question_key, task.answer_key)
-    train = load_problems(task.train, *keys)
     held_out = config.evaluate.validation_problems
+    # No more than the phases can use: each gold is parsed here, and NuminaMath-CoT has 860,000.
+    used = max(wanted, config.rl.prompts * config.rl.steps)
+    train = load_problems(task.train, *keys, used + (0 if task.validation else held_out))
     if task.validation:
         validation = load_problems(task.validation, *keys, held_out)
     elif len(train) > held_out:
-        train, validation = train[:-held_out], train[-held_out:]
+        validation, train = train[:held_out], train[held_out:]
     else:
         raise ConfigError(
             f"task.train={task.train} has {len(train)} problems, too few to hold out evaluate.validation_problems={held_out}"

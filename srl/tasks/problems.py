@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -70,7 +71,7 @@ def check_golds(problems: dict[str, Problem], places: dict[str, int], source: st
 
     Plain numbers cost nothing, other golds are parsed in processes.
     """
-    grader = Grader(RewardConfig())
+    grader = Grader(RewardConfig(processes=max(2, min(8, os.cpu_count() or 2))))
     invalid = grader.invalid_golds([problem.gold for problem in problems.values()])
     grader.close()
     unreadable = [prompt_id for prompt_id, problem in problems.items() if problem.gold in invalid]
