@@ -54,7 +54,7 @@ class SlowEngine:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RolloutPool]:
-    settings = ["rollout.workers=3", "rollout.cpus=0.5", "rollout.max_sequences=8", "rollout.retries=1", "rollout.hang_s=2"]
+    settings = ["rollout.workers=3", "rollout.cpus=0.5", "rollout.max_sequences=8", "rollout.retries=1", "rollout.hang_s=5"]
     config = load_config(None, settings)
     connect(config)
     pool = RolloutPool(config, make_engine=lambda config, chat: SlowEngine())
@@ -190,9 +190,11 @@ def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, opening
     pool.submit("attempt", [[Trajectory("endless", "p", "", "", openings[0][1])]], 1.0)
     (((endless,),),) = [all_completed(pool)]
     assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
+    pool.config.rollout.retries = pool.backlog.retries = 5
     pool.submit("attempt", groups(openings, "frozen", 90), 1.0)
     os.kill(workers()[0], signal.SIGSTOP)
     found = all_completed(pool)
+    pool.config.rollout.retries = pool.backlog.retries = 1
     assert len(found) == 90 and versions(found) == {pool.version}
     assert not any(t.stop_reason is StopReason.FAILED for (t,) in found)
     assert pool.metrics()["hangs"] > hangs + 2
