@@ -1,10 +1,15 @@
 """The update without actors: a table of logits in place of the learners, every loss must make the right answer likelier."""
 
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from ray import cloudpickle
 
 import srl.driver.policy
 from srl.config import Config, load_config
@@ -82,6 +87,60 @@ def test_every_algorithm_makes_the_right_answer_likelier(recipe, started):
         update.step(sampled(update.learners, prompts=8, members=6, seed=step), step, 0.5)
     probability = update.learners.logits.detach().softmax(0)[RIGHT].item()
     assert probability > 0.4, f"{probability:.2f} after 12 steps, 0.25 before"
+
+
+def page_files(directory: Path) -> list[Path]:
+    """The files of docs/new-algorithm.md, as they stand there."""
+    page = (Path(__file__).parents[1] / "docs" / "new-algorithm.md").read_text()
+    files = re.findall(r"^`(\S+)`.*?:\n\n```\w+\n(.*?)```$", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["careful.py", "careful.yaml"]
+    assert sum(len(content.splitlines()) for _, content in files) <= 60
+    for name, content in files:
+        (directory / name).write_text(content)
+    return [directory / name for name, _ in files]
+
+
+def test_the_algorithm_of_the_documentation_learns_as_written(started, tmp_path, monkeypatch):
+    _, recipe = page_files(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    update = started(f"recipe={recipe}")
+    steps = [update.step(sampled(update.learners, prompts=8, members=6, seed=step), step, 0.5) for step in range(12)]
+    assert "capped" in steps[0] and "dropped_careful:with_a_wrong_attempt" in steps[0]
+    assert update.learners.logits.detach().softmax(0)[RIGHT] > 0.4
+    # Learners get the loss itself: where they run there may be no such module.
+    (tmp_path / "loss").write_bytes(cloudpickle.dumps(update.policy_loss()))
+    load = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).__name__)"
+    done = subprocess.run([sys.executable, "-c", load, tmp_path / "loss"], cwd="/", capture_output=True, text=True)
+    assert done.stdout == "cispo\n", done.stderr
+
+
+def test_the_reference_becomes_the_policy_as_often_as_the_recipe_says(started):
+    update = started("recipe=kto", "rl.reference_every=2")
+    for step in range(4):
+        update.step(sampled(update.learners, prompts=8, members=6, seed=step), step, 0.5)
+        policy, reference = update.learners.logits.detach().log_softmax(0), update.learners.frozen["reference"]
+        assert torch.equal(policy, reference) is (step in (1, 3))
+
+
+def test_cream_compares_the_policy_with_that_of_the_step_before(started):
+    update = started("recipe=cream")
+    found = [update.step(sampled(update.learners, 8, 6, seed=step), step, 0.5) for step in range(4)]
+    assert "consistency" not in found[0] and found[1]["consistency"] == 0.5  # a uniform first policy ranks nothing
+    assert 0.5 < found[2]["consistency"] <= 1  # two policies one step apart rank alike
+
+
+def test_a_kl_below_its_target_lowers_its_weight_and_one_above_raises_it(started):
+    update = started("recipe=grpo", "objective.kl_target=1e-6", "rl.mini_batches=1")
+    factors = [update.step(sampled(update.learners, 8, 6, seed=step), step, 0.5)["kl_factor"] for step in range(2)]
+    assert factors == [pytest.approx(0.9), pytest.approx(0.99)]  # the first step's KL is 0
+
+
+def test_while_the_critic_warms_up_the_policy_stays(started):
+    update = started("recipe=ppo", "critic.warmup_steps=1")
+    trajectories = sampled(update.learners, prompts=8, members=6, seed=0)
+    assert "loss" not in update.step(trajectories, 0, 0.5)
+    assert not update.learners.logits.any() and update.critic.logits.item() != 0
+    assert "loss" in update.step(trajectories, 1, 0.5) and update.learners.logits.any()
 
 
 def test_groups_without_signal_are_left_out_and_counted(started):

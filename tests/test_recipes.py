@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +14,11 @@ from srl.config import RECIPES, Config, ConfigError, load_config
 from srl.driver.policy import PolicyUpdate, recipe_functions
 from srl.driver.sampling import new_group, sample_extra, sample_mixed
 from srl.driver.session import Session, connect
-from srl.learner.batch import policy_example
 from srl.learner.group import LearnerGroup
 from srl.observe.run_directory import RunDirectory
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Trajectory
+from tests.test_policy_update import page_files
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 ALGORITHM = {"protocol", "rl", "credit", "objective", "critic"}
@@ -80,23 +79,12 @@ SMALL = [
 ]  # fmt: skip
 
 
-def write_page_files(directory: Path) -> list[Path]:
-    """The files of docs/new-algorithm.md, as they stand there."""
-    page = (Path(__file__).parents[1] / "docs" / "new-algorithm.md").read_text()
-    files = re.findall(r"^`(\S+)`.*?:\n\n```\w+\n(.*?)```$", page, re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in files] == ["careful.py", "careful.yaml"]
-    assert sum(len(content.splitlines()) for _, content in files) <= 60
-    for name, content in files:
-        (directory / name).write_text(content)
-    return [directory / name for name, _ in files]
-
-
 class Stage:
     """Engine, grader and learners, started once, with the embedded base model."""
 
     def __init__(self, directory: Path):
         self.overrides = [f"run.directory={directory}", *SMALL]
-        self.page_files = write_page_files(directory)
+        self.page_files = page_files(directory)
         sys.path.insert(0, str(directory))  # before Ray starts: its workers look where this process looks
         config = load_config(None, self.overrides)
         connect(config)
@@ -191,30 +179,6 @@ def test_the_algorithm_of_the_documentation_runs_as_written(stage, one_step):
     assert any(price < 0 for trajectory in trajectories for price in verdict_price(trajectory))
 
 
-def scores(stage: Stage, trajectories: list[Trajectory], model: str = "") -> list[float]:
-    """Every log-probability that the learners (or a frozen model of theirs) give to the sampled tokens."""
-    found = stage.learners.logprobs([policy_example(trajectory, 0.0) for trajectory in trajectories], model)
-    return [value for trajectory in trajectories for value in found[trajectory.id]]
-
-
-def test_the_reference_moves_only_when_the_recipe_says_so(stage, one_step):
-    _, _, trajectories = one_step("recipe=kto", ASKED, "rl.reference_every=0", learning_rate=1e-4)
-    before = scores(stage, trajectories, "reference")
-    assert scores(stage, trajectories) != pytest.approx(before, abs=1e-4)
-    one_step("recipe=kto", ASKED, "rl.reference_every=1")
-    assert scores(stage, trajectories, "reference") == pytest.approx(scores(stage, trajectories), abs=1e-6)
-
-
-def test_cream_compares_the_policy_with_that_of_the_step_before(stage, monkeypatch):
-    monkeypatch.setattr(srl.driver.policy, "LearnerGroup", stage.group)
-    stage.learners.freeze("reference")
-    session = stage.with_recipe("recipe=cream", ASKED)
-    update = PolicyUpdate(session.config, session.base, session.chat.opening(""))
-    found = [update.step(stage.sample(session), step, 1e-4) for step in range(3)]
-    assert "consistency" not in found[0] and 0 < found[1]["consistency"] < 1
-    assert found[2]["consistency"] > 0.5  # two policies one small step apart rank alike
-
-
 def test_a_share_of_each_group_comes_from_the_policy_of_the_step_before(stage):
     session = stage.with_recipe("recipe=mdpo-mixture", ASKED, "rl.group=9")
     version = session.pool().version
@@ -223,15 +187,3 @@ def test_a_share_of_each_group_comes_from_the_policy_of_the_step_before(stage):
     groups = sample_mixed(session, [new_group(session, problem, "rl/950") for problem in problems(session.config)[:2]], previous)
     versions = [[trajectory.turns[0].weight_version - version for trajectory in group] for group in groups]
     assert versions == [[1] * 3 + [2] * 6] * 2 and session.pool().version == version + 2
-
-
-def test_a_kl_above_its_target_raises_its_weight(one_step):
-    _, metrics, _ = one_step("recipe=grpo", ASKED, "objective.kl_target=1e-9")
-    assert metrics["kl_factor"] == pytest.approx(1.1) or metrics["kl"] == 0
-
-
-def test_while_the_critic_warms_up_the_policy_stays(stage, one_step):
-    _, metrics, trajectories = one_step("recipe=ppo", ASKED, "critic.warmup_steps=1")
-    assert metrics["critic_loss"] > 0 and "loss" not in metrics
-    sampled = [value for trajectory in trajectories for turn in trajectory.turns for value in turn.logprobs]
-    assert scores(stage, trajectories) == pytest.approx(sampled, abs=1e-3)

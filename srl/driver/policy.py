@@ -5,12 +5,14 @@ Which of them is the recipe's choice: `rl.filters`, `credit`, `objective`. Nothi
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ray import cloudpickle
 
 from srl.config import Config
 from srl.config.names import look_up
@@ -216,6 +218,8 @@ class PolicyUpdate:
         objective = self.config.objective
         chosen = look_up("objective.loss", objective.loss, {"policy": policy_loss})
         if chosen is not policy_loss:
+            # By value: the learners' processes and machines need not find the user's module.
+            cloudpickle.register_pickle_by_value(sys.modules[chosen.__module__])
             return chosen
         return functools.partial(
             policy_loss,
