@@ -4,6 +4,7 @@ Import this module before sympy: with gmpy2 its integers ignore every alarm.
 """
 
 import os
+import re
 
 os.environ.setdefault("SYMPY_GROUND_TYPES", "python")
 os.environ.setdefault("MPMATH_NOGMPY", "1")
@@ -22,6 +23,11 @@ from srl.trajectory import Outcome
 EXACT_TOLERANCE = 1e-12  # relative, between expressions without decimals
 DECIMAL_TOLERANCE = 1e-4  # relative, between numbers that math-verify calls equal; it looks at six decimals only
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37)  # numerators of the point at which expressions are compared: positive, nothing special
+
+# A last letter that belongs to what stands before it; math-verify takes "a + b + c" for "a + b +" and a unit.
+LAST_LETTER = re.compile(
+    r"((?:[-+*/=]|\\cdot|\\times|\\(?:sin|cos|tan|cot|sec|csc|log|ln)(?:\s*\^\s*\{?\d+\}?)?)\s*) ([A-Za-z])$"
+)
 
 Readings = tuple[Any, ...]  # what math-verify makes of a text: an expression if it can, and a string
 
@@ -91,6 +97,7 @@ def read_gold_value(value: str) -> Readings:
 
 def read(text: str) -> Readings:
     """math-verify keeps only the first number of bare LaTeX, so both sides go into a box."""
+    text = LAST_LETTER.sub(r"\1 {\2}", text)
     return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True))
 
 
