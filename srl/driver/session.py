@@ -94,8 +94,6 @@ def connect(config: Config) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # Ray's C++ core writes to the terminal, among others an error for every actor pool of Ray Data that is none.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet_pipelines()
     options = {"namespace": f"srl-{config.run.name}", "log_to_driver": False, "logging_level": "ERROR"}
     if config.run.log == "json":
