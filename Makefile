@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything lives in .venv; PYTHON chooses the interpreter that creates it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint audit clean
+.PHONY: help install run test test-long lint audit clean
 
 PYTHON ?= python3.11
 ARGS ?=
@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... is passed on, e.g. make test ARGS='-k losses'. PYTHON=... chooses the interpreter (now $(PYTHON))."
 
@@ -31,6 +31,9 @@ run: .venv/.installed ## train and evaluate: python -m srl.main run $(ARGS)
 
 test: .venv/.installed ## run the tests: pytest $(ARGS)
 	@$(IN_VENV) .venv/bin/python -m pytest -q $(ARGS)
+
+test-long: .venv/.installed ## run the tests that take longest: jobs with tokens, kills in sampling, every recipe
+	@$(IN_VENV) .venv/bin/python -m pytest -q -m long $(ARGS)
 
 lint: .venv/.installed ## check style and formatting
 	@.venv/bin/ruff check .

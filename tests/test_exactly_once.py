@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.exactly_once import comparison, disturbed, equal, undisturbed
+
+pytestmark = pytest.mark.long
 
 FEW = ["stage1.prompts=32", "stage1.block=2", "stage1.attempts=2", "rollout.threads=1"]
 

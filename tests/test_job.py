@@ -23,6 +23,8 @@ import yaml
 
 from srl.protocols.chat import model_folder
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "cluster" / "monitoring"
 SMALL = [

@@ -20,6 +20,8 @@ from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Trajectory
 from tests.test_policy_update import page_files
 
+pytestmark = pytest.mark.long
+
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 ALGORITHM = {"protocol", "rl", "credit", "objective", "critic"}
 # What a recipe leaves to the model and the machine: it must go with any --config.
