@@ -86,8 +86,8 @@ def versions(found: list[list[Trajectory]]) -> set[int]:
     return {turn.weight_version for group in found for t in group for turn in t.turns if turn.sampled}
 
 
-def workers() -> list[int]:
-    """Process ids of this test's rollout workers that are up: other runs on the machine have some too."""
+def workers(doing: str = "") -> list[int]:
+    """Process ids of this test's rollout workers that are up and in that call: other runs on the machine have some too."""
 
     def title(process: psutil.Process) -> str:
         try:
@@ -96,7 +96,7 @@ def workers() -> list[int]:
             return ""
 
     children = psutil.Process().children(recursive=True)
-    return [child.pid for child in children if "RolloutWorker" in title(child) and "__init__" not in title(child)]
+    return [child.pid for child in children if f"RolloutWorker{doing}" in (name := title(child)) and "__init__" not in name]
 
 
 def all_completed(pool: RolloutPool) -> list[list[Trajectory]]:
@@ -192,7 +192,9 @@ def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, opening
     assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
     pool.config.rollout.retries = pool.backlog.retries = 5
     pool.submit("attempt", groups(openings, "frozen", 90), 1.0)
-    os.kill(workers()[0], signal.SIGSTOP)
+    while not (victims := workers(".collect")):
+        time.sleep(0.02)
+    os.kill(victims[0], signal.SIGSTOP)
     found = all_completed(pool)
     pool.config.rollout.retries = pool.backlog.retries = 1
     assert len(found) == 90 and versions(found) == {pool.version}
