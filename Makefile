@@ -32,7 +32,7 @@ run: .venv/.installed ## train and evaluate: python -m srl.main run $(ARGS)
 test: .venv/.installed ## run the tests: pytest $(ARGS)
 	@$(IN_VENV) .venv/bin/python -m pytest -q $(ARGS)
 
-test-long: .venv/.installed ## run the tests that take longest: jobs with tokens, kills in sampling, every recipe
+test-long: .venv/.installed ## run the tests that take longest: jobs, several ranks, kills and recipes with real engines
 	@$(IN_VENV) .venv/bin/python -m pytest -q -m long $(ARGS)
 
 lint: .venv/.installed ## check style and formatting

@@ -13,6 +13,8 @@ from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import model_folder
 from srl.tasks.problems import chain_problems
 
+pytestmark = pytest.mark.long
+
 
 def config_in(directory: Path, *more: str) -> Config:
     small = [

@@ -18,6 +18,8 @@ from srl.learner.group import LearnerGroup, LearnerLost
 from srl.learner.losses import sft_loss
 from srl.protocols.chat import model_folder
 
+pytestmark = pytest.mark.long
+
 STEPS, HALF = 20, 10
 
 

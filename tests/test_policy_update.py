@@ -90,8 +90,8 @@ def test_every_algorithm_makes_the_right_answer_likelier(recipe, started):
 
 
 def page_files(directory: Path) -> list[Path]:
-    """The files of docs/new-algorithm.md, as they stand there."""
-    page = (Path(__file__).parents[1] / "docs" / "new-algorithm.md").read_text()
+    """The files of configs/recipes/README.md, as they stand there."""
+    page = (Path(__file__).parents[1] / "configs" / "recipes" / "README.md").read_text()
     files = re.findall(r"^`(\S+)`.*?:\n\n```\w+\n(.*?)```$", page, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in files] == ["careful.py", "careful.yaml"]
     assert sum(len(content.splitlines()) for _, content in files) <= 60

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 STEPS, PROMPTS = 4, 4
 SMALL = [
