@@ -159,6 +159,7 @@ def test_running_trajectories_end_under_the_old_weights_or_go_on_under_the_new_o
     assert all(first == second for first, second in by_trajectory) is same
 
 
+@pytest.mark.long
 def test_kill_9_at_ten_random_moments_in_200_trajectories_loses_nothing_and_repeats_nothing(pool, openings):
     undisturbed = {t.id: t.token_ids() for (t,) in pool.stream("intrinsic", groups(openings, "kill", 200), 1.0)}
     pool.load_weights(new_weights(pool.version + 1))
@@ -185,6 +186,7 @@ def test_a_prompt_that_kills_its_worker_fails_alone(pool, openings):
     assert found["deadly"].turns == [] and pool.metrics()["failed"] == 1
 
 
+@pytest.mark.long
 def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, openings):
     hangs = pool.metrics()["hangs"]
     pool.submit("attempt", [[Trajectory("endless", "p", "", "", openings[0][1])]], 1.0)
