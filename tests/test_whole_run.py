@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from srl.config import SftConfig
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "stage1.prompts=60", "stage1.block=20", "stage1.attempts=3", "stage1.verdicts=2", "sft.epochs=1", "rl.steps=2",
@@ -98,4 +100,5 @@ def test_checkpoints_load_in_transformers_and_differ(finished: Path):
 def test_a_run_directory_of_another_configuration_is_refused(finished: Path):
     result = run(finished.parent, "sft.learning_rate=0.002")
     assert result.returncode == 2
-    assert "sft.learning_rate was 0.001, now 0.002" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert f"sft.learning_rate was {SftConfig().learning_rate}, now 0.002" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
