@@ -40,7 +40,7 @@ lint: .venv/.installed ## check style and formatting
 	@.venv/bin/ruff format --check .
 
 # The tool gets an environment of its own: the locks are what is examined. --strict: a package that cannot be looked up is no pass.
-audit: ## look up known vulnerabilities of every pinned package (asks pypi.org)
+audit: ## look up known vulnerabilities of every pinned package
 	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip -qq --no-input install pip-audit; }
 	@for lock in cpu gpu; do sed 's/+cpu$$//' $$lock.lock > build/audit/$$lock.txt; echo "audit: $$lock.lock"; \
 	  build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r build/audit/$$lock.txt || exit 1; done

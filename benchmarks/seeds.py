@@ -70,7 +70,8 @@ def picture(directories: list[Path], runs: list[Rows], file: Path) -> None:
             curves.plot(*validation_curve(directory, name), color=colour, marker="o", markersize=3, linewidth=1)
     bars.set_xticks([index + 0.2 for index in range(len(runs[0]))], list(runs[0]))
     bars.set(ylabel="right answers, %", ylim=(0, 105), title=f"test, mean of {len(runs)} runs")
-    bars.legend(loc="upper left", fontsize=8, frameon=False)
+    bars.set_ylim(0, 115)  # room for the legend
+    bars.legend(loc="upper left", ncols=2, fontsize=8, frameon=False)
     curves.set(xlabel="RL step", title="validation during RL")
     for axes in (bars, curves):
         axes.spines[["top", "right"]].set_visible(False)
