@@ -6,17 +6,14 @@ import os
 import sys
 from typing import Any
 
-from srl.commands.serve import checked_protocol
+from srl.commands.serve import add_model, checked_protocol
 from srl.config import Config, ConfigError
 
 COLOURS = {"attempt": "34", "verdict": "33", "revision": "35", "instruction": "90"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="Hugging Face folder or hub name, such as RUN/checkpoints/rl"
-    )
-    parser.add_argument("--protocol", help="default: protocol.name; `prompted` for a model that was not trained to judge itself")
+    add_model(parser)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--question", action="append", default=[], help="ask this and leave; may be repeated")
 

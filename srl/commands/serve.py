@@ -8,12 +8,17 @@ CONVERSATIONS = ("long_chain", "two_turn", "prompted", "intrinsic")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """What `chat` and `serve` both ask for: who answers, and in which form."""
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="Hugging Face folder or hub name, such as RUN/checkpoints/rl"
     )
     parser.add_argument("--protocol", help="default: protocol.name; `prompted` for a model that was not trained to judge itself")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
