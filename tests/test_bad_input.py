@@ -84,6 +84,19 @@ def test_a_problem_without_a_usable_gold_answer(tmp_path: Path, capfd: pytest.Ca
     assert str(train) in message and "2" in message
 
 
+def test_a_problem_that_the_tokenizer_cannot_write(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    foreign = {"problem": "Wie viel?", "answer": "1"}
+    train, test = lines(tmp_path / "train.jsonl", [PROBLEM]), lines(tmp_path / "test.jsonl", [foreign])
+    message = refused(tmp_path, capfd, *file_task(train, train)[:2], f"task.test.own={test}", f"task.validation={train}")
+    assert "Wie viel?" in message and "the tokenizer has no tokens" in message
+
+
+def test_wording_that_the_tokenizer_cannot_write(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert "prompts.verify: the tokenizer has no tokens for all of 'Überprüfe.'" in refused(
+        tmp_path, capfd, "prompts.verify=Überprüfe."
+    )
+
+
 def test_too_little_memory_for_the_engine(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert "rollout.kv_cache_gib=100000" in refused(tmp_path, capfd, "rollout.kv_cache_gib=100000")
 

@@ -9,7 +9,7 @@ import ray
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import METHODS, complete, measure
 from srl.driver.run import stop_on_sigterm
-from srl.driver.session import Session, connect, load_task
+from srl.driver.session import Session, check_wording, connect, load_task
 from srl.evaluation.cell import Cell
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say
@@ -45,9 +45,11 @@ def evaluate_models(
     if config.run.fresh:
         raise ConfigError(f"fresh=true would delete {path}, whose models and rows this command adds to")
     sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
-    for source in sources.values():
-        check_model(with_model(config, source, path))
     problems = {name: tests[:limit] for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    for source in sources.values():
+        own = with_model(config, source, path)
+        check_model(own)
+        check_wording(own, (problem for tests in problems.values() for problem in tests))
     run, rows = RunDirectory(config), []
     try:
         for name, source in sources.items():

@@ -9,7 +9,7 @@ from srl.config import Config, ConfigError
 from srl.driver.evaluate import evaluate
 from srl.driver.policy import recipe_functions
 from srl.driver.rl import train_policy
-from srl.driver.session import Session, check_port, connect, load_task
+from srl.driver.session import Session, check_port, check_wording, connect, load_task
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations
 from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table
@@ -44,6 +44,7 @@ def run_phases(config: Config, command: str) -> None:
     check_port(config)
     check_sinks(config.run.sinks)
     problems = load_task(config)
+    check_wording(config, (problem for uses in problems.values() for problem in flat(uses)))
     run = RunDirectory(config)
     say(f"run {config.run.name} in {run.path}")
     session = Session(config, run)

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import ray
@@ -180,3 +181,18 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
     for name, source in task.test.items():
         test[name] = load_problems(source, *keys, config.evaluate.problems)
     return {"train": {"train": train[:wanted]}, "rl": {"train": train}, "validation": {"validation": validation}, "test": test}
+
+
+def check_wording(config: Config, problems: Iterable[Problem]) -> None:
+    """Raises ConfigError naming the setting, or the problem, whose text the tokenizer cannot write."""
+    chat = Chat(model_folder(config.model.path), config.prompts)
+    for name, text in config.prompts.model_dump().items():
+        try:
+            chat.encode(text.replace("{question}", ""))
+        except ConfigError as error:
+            raise ConfigError(f"prompts.{name}: {error}") from None
+    for prompt_id, question in {problem.prompt_id: problem.question for problem in problems}.items():
+        try:
+            chat.opening(question)
+        except ConfigError as error:
+            raise ConfigError(f"problem {prompt_id}: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 15.0
+KNOWN = 0.05  # share that is done when the time left is first said
 FIELDS: list[Callable[[], dict[str, Any]]] = []  # what JSON lines carry besides time, level and message; none: plain text
 
 
@@ -43,8 +44,9 @@ def bar(total: int, unit: str) -> Iterator[Callable[[int], None]]:
         done += count
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES and done:
-            left = (now - started) / done * (total - done)
-            say(f"      {done}/{total} {unit}, {left:.0f} s left")
+            # The first results come after a start that later ones do not pay for: no guess from them.
+            left = f", {(now - started) / done * (total - done):.0f} s left" if done >= total * KNOWN else ""
+            say(f"      {done}/{total} {unit}{left}")
             told = now
 
     yield update
