@@ -81,8 +81,8 @@ def one_seed(what: str, seed: int, folder: Path, settings: list[str]) -> list[di
         line = [f"name={title}", f"stage1.samples={samples}", f"stage1.size={size}", *changes, *own]
         for command in ("stage1", "sft"):
             must([command, *line], log)
-        protocol = "intrinsic" if name.startswith("raft") else load_config("tiny.yaml", line).protocol.name
-        must(["evaluate", "--model", "ift", "--protocol", protocol, *line], log)
+        protocol = load_config("tiny.yaml", line).own_protocol
+        must(["evaluate", "--model", "ift", *line], log)
         found = {"set": name, "seed": seed, "size": size, **row_of(folder / title, protocol)}
         # Every right attempt is said to be wrong: c2i over turn1 is then p(c->i). Without such a protocol it stays empty.
         misleading = f"misleading_{protocol.removeprefix('long_')}"

@@ -161,3 +161,10 @@ def test_shipped_configurations_change_what_they_set(file):
     for section, settings in (yaml.safe_load(file.read_text()) or {}).items():
         for key, value in settings.items():
             assert config[section][key] == pytest.approx(value) if isinstance(value, float) else config[section][key] == value
+
+
+def test_a_model_trained_without_verdicts_is_not_asked_for_any():
+    assert load_config(None, []).own_protocol == "long_chain"
+    assert load_config(None, ["stage1.recipe=raft"]).own_protocol == "intrinsic"
+    assert load_config(None, ["stage1.recipe=raft_plus", "protocol.name=two_turn"]).own_protocol == "intrinsic"
+    assert load_config(None, ["stage1.recipe=raft", "protocol.name=attempt"]).own_protocol == "attempt"

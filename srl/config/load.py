@@ -40,6 +40,12 @@ class Config(Section):
     pretrain: PretrainConfig = PretrainConfig()
     run: RunConfig = RunConfig()
 
+    @property
+    def own_protocol(self) -> str:
+        """How a model that was trained on this answers: as protocol.name says; without verdicts after RAFT (stage1.recipe)."""
+        own = self.protocol.name
+        return "intrinsic" if self.stage1.recipe != "ift" and own in ("long_chain", "two_turn") else own
+
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
         if self.rollout.max_response_tokens >= self.model.max_length:

@@ -34,7 +34,7 @@ def evaluate(
     model = str(session.run.file(f"checkpoints/{checkpoint}")) if checkpoint else session.base
     settings = config.evaluate
     cell = Cell(
-        method, model, protocol or config.protocol.name, benchmark, settings.temperature, settings.samples, config.run.seed
+        method, model, protocol or config.own_protocol, benchmark, settings.temperature, settings.samples, config.run.seed
     )
     return measure(session, cell, problems, progress)
 

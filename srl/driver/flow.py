@@ -74,7 +74,7 @@ class Flow:
         """Hand over what the pool has room for; a single group always fits into an empty one."""
         pool = self.session.pool()
         while self.waiting and (len(self.waiting[0]) <= pool.room() or not pool.held.total()):
-            pool.submit(self.session.config.protocol.name, [self.waiting.popleft()], 1.0)
+            pool.submit(self.session.config.own_protocol, [self.waiting.popleft()], 1.0)
 
     def _new_group(self, position: int) -> list[Trajectory]:
         return new_group(self.session, self.stream.at(position), f"{self._prefix()}{position}")

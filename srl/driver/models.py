@@ -101,7 +101,7 @@ def with_model(config: Config, source: str, run: Path) -> Config:
 
 def default_protocol(model: str, config: Config) -> str:
     """The base model has to be asked for a verdict; any other is taken for one that was trained to give it."""
-    return "prompted" if model == "base" else config.protocol.name
+    return "prompted" if model == "base" else config.own_protocol
 
 
 def check_protocol(name: str, session: Session) -> None:
@@ -129,7 +129,7 @@ def cell_of(asked: Asked, source: str, benchmark: str, config: Config) -> Cell:
     protocol = asked.protocol or default_protocol(name, config)
     temperature = settings.temperature if asked.temperature is None else asked.temperature
     samples, seed = asked.samples or settings.samples, config.run.seed if asked.seed is None else asked.seed
-    titles = {(checkpoint or "base", own or config.protocol.name): title for title, (checkpoint, own) in METHODS.items()}
+    titles = {(checkpoint or "base", own or config.own_protocol): title for title, (checkpoint, own) in METHODS.items()}
     model = Path(name).name if "/" in name else name
     words = [titles[name, protocol]] if (name, protocol) in titles else [model, protocol]
     words = [model] if words == [model, default_protocol(name, config)] else words

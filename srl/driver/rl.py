@@ -127,7 +127,7 @@ class Training:
         Raises RuntimeError when the two disagree on a token by more than float noise explains.
         """
         asked = [self.session.new_trajectory(f"handshake/{problem.prompt_id}", problem) for problem in self.validation[:HANDS]]
-        done = self.session.pool().generate(self.session.config.protocol.name, asked, 1.0)
+        done = self.session.pool().generate(self.session.config.own_protocol, asked, 1.0)
         scored = self.update.learners.logprobs([policy_example(trajectory, 0.0) for trajectory in done])
         gaps = [
             abs(now - sampled)
@@ -244,7 +244,7 @@ class Clock:
 def validate(session: Session, problems: list[Problem], step: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure the policy that the workers hold; the row that is recorded."""
     started = time.monotonic()
-    trajectories = run_protocol(session, session.config.protocol.name, f"validation/{step}", problems)
+    trajectories = run_protocol(session, session.config.own_protocol, f"validation/{step}", problems)
     row = summarise(trajectories, method="rl", benchmark="validation", temperature=session.config.evaluate.temperature)
     kept = {name: row[name] for name in ("turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong")}
     session.run.record("rl-validation", step, **kept, seconds=round(time.monotonic() - started, 3))

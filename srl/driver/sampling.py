@@ -14,7 +14,7 @@ def new_group(session: Session, problem: Problem, name: str) -> list[Trajectory]
 
 def sample_mixed(session: Session, groups: list[list[Trajectory]], previous: Bundle) -> list[list[Trajectory]]:
     """The groups, sampled: `rl.previous_share` of each by the weights of `previous`, the rest by those that the pool holds."""
-    settings, protocol, pool = session.config.rl, session.config.protocol.name, session.pool()
+    settings, protocol, pool = session.config.rl, session.config.own_protocol, session.pool()
     old = round(settings.previous_share * settings.group)
     current = pool.fleet.bundle
     pool.load_weights(previous)
@@ -32,7 +32,7 @@ def sample_extra(session: Session, trajectories: list[Trajectory]) -> list[Traje
         return []
     make, protocol = {
         "verification": (verification_groups, "verdict"),
-        "restart": (restart_groups, session.config.protocol.name),
+        "restart": (restart_groups, session.config.own_protocol),
     }[settings.extra]
     extra = make(trajectories, max(1, round(settings.extra_share * settings.prompts)), settings.group)
     done = session.pool().generate(protocol, extra, 1.0)
