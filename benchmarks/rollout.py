@@ -3,19 +3,22 @@
     python -m benchmarks.rollout [--model FOLDER] [--trajectories 256] [--rounds 3] [section.key=value ...]
 
 Prints JSON. Every ratio is the median over rounds that alternate between the two sides, so that what else the machine does
-hits both:
+hits both; `range` has the lowest and the highest, `tokens_s` the median tokens/s of both sides:
 
-worker_to_generate         tokens/s of single-turn trajectories through the worker over those of `LLM.generate`, same seeds
+worker_to_generate         tokens/s of single-turn trajectories through the worker over those of `LLM.generate`, same seeds, same
+                           settings of engine and requests
 continuous_to_barrier      tokens/s of two-turn trajectories of mixed length over the same with a barrier after each turn, where
                            as many trajectories are begun together as the engine runs at once
 continuous_to_one_barrier  the same against a single barrier between the first and the second turns of all of them
 prefix_hits_turn_2         tokens found in the prefix cache over the whole blocks that turn 1 left there
 two_workers_to_one         tokens/s of two worker actors over one; null where there is one core (or GPU) only
 
-Without --model a Qwen2 of 3 M random parameters is made, whose answers end at random or at their length limit.
+Without --model a Qwen2 of random parameters is made (--width, --layers; 3 M by default), whose answers end at random or at their
+length limit.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -23,10 +26,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from srl.config import Config, load_config
+from srl.protocols.chat import Chat
 from srl.protocols.protocol import Generate, Protocol, Say, Stop
 from srl.rollout.engine import Engine, Sampling
 from srl.rollout.loop import run_trajectories, turn_seed
@@ -81,10 +86,10 @@ def two_turns(worker: RolloutWorker, only: int | None = None) -> Protocol:
     return Protocol(next_action, inner.receive)
 
 
-def trajectories(worker: RolloutWorker, count: int, name: str) -> list[Trajectory]:
+def trajectories(chat: Chat, count: int, name: str) -> list[Trajectory]:
     problems = chain_problems("test", count, 5, 1, 6)
     return [
-        Trajectory(f"{name}/{n}", problem.prompt_id, problem.question, problem.gold, worker.chat.opening(problem.question))
+        Trajectory(f"{name}/{n}", problem.prompt_id, problem.question, problem.gold, chat.opening(problem.question))
         for n, problem in enumerate(problems)
     ]
 
@@ -97,11 +102,9 @@ def through_generate(llm, worker: RolloutWorker, asked: list[Trajectory]) -> int
     """Tokens of `LLM.generate` for the first turns of these trajectories."""
     from vllm import SamplingParams
 
-    tokens, stop = worker.config.rollout.max_attempt_tokens, worker.chat.stop_ids
-    parameters = [
-        SamplingParams(max_tokens=tokens, temperature=1.0, seed=turn_seed(t), logprobs=0, stop_token_ids=stop, detokenize=False)
-        for t in asked
-    ]
+    same = {"temperature": 1.0, "logprobs": 0, "flat_logprobs": True, "detokenize": False}
+    same |= {"max_tokens": worker.config.rollout.max_attempt_tokens, "stop_token_ids": worker.chat.stop_ids}
+    parameters = [SamplingParams(seed=turn_seed(trajectory), **same) for trajectory in asked]
     prompts = [{"prompt_token_ids": trajectory.prompt_token_ids} for trajectory in asked]
     return sum(len(output.outputs[0].token_ids) for output in llm.generate(prompts, parameters, use_tqdm=False))
 
@@ -119,21 +122,31 @@ def with_barriers(worker: RolloutWorker, asked: list[Trajectory], at_once: int) 
     return sampled(asked)
 
 
-def ratio(rounds: int, first: Callable[[int], int], second: Callable[[int], int]) -> float:
-    """Median over rounds of tokens/s of `first` over `second`; each is called with the round's number and returns tokens."""
-    ratios = []
+@dataclass(frozen=True)
+class Ratio:
+    """Tokens/s of one side over those of the other, round by round."""
+
+    rounds: list[float]
+    tokens_s: tuple[float, float]
+
+
+Side = Callable[[list[Trajectory]], int]  # plays what it is given and returns how many tokens were sampled
+
+
+def ratio(rounds: int, asked: Callable[[int], list[Trajectory]], first: Side, second: Side) -> Ratio:
+    """Both sides in turn on what `asked` gives for the round's number; a round before the others warms up."""
+    sides, speeds = (first, second), ([], [])
     for number in range(-1, rounds):
-        speeds = []
-        for side in (first, second) if number % 2 else (second, first):
+        for side in (0, 1) if number % 2 else (1, 0):
+            given = asked(number)
             started = time.monotonic()
-            speeds.append(side(number) / (time.monotonic() - started))
-        if number >= 0:  # the one before warms up
-            mine, other = speeds if number % 2 else reversed(speeds)
-            ratios.append(mine / other)
-    return round(statistics.median(ratios), 3)
+            tokens = sides[side](given)
+            speeds[side].append(tokens / (time.monotonic() - started))
+    ratios = [mine / other for mine, other in zip(*speeds, strict=True)][1:]
+    return Ratio(ratios, tuple(statistics.median(own[1:]) for own in speeds))
 
 
-def random_model(folder: Path) -> Path:
+def random_model(folder: Path, width: int, layers: int) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -142,16 +155,17 @@ def random_model(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     shape = Qwen2Config(
-        vocab_size=1024, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=8, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=1024, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, num_key_value_heads=width // 32, max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     Qwen2ForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def measure(config: Config, count: int, rounds: int) -> dict:
-    """All ratios but that of two workers."""
+def measure(config: Config, count: int, rounds: int) -> Iterator[tuple[str, Ratio | float | None]]:
+    """What the module's docstring names, one after the other."""
     import torch
     from vllm import LLM
 
@@ -175,34 +189,32 @@ def measure(config: Config, count: int, rounds: int) -> dict:
         **device_options(config.model, config.rollout),
     )
 
-    def new(side: str, number: int) -> list[Trajectory]:
-        return trajectories(worker, count, f"{side} {number}")
+    def asked(side: str) -> Callable[[int], list[Trajectory]]:
+        return lambda number: trajectories(worker.chat, count, f"{side} {number}")
 
-    def continuous(number: int) -> int:
-        return sampled(play(worker, two_turns(worker), new("two turns", number)))
-
-    def one_turn(number: int) -> int:
-        worker.add([Job(f"{number}", "attempt", new("one turn", number), 1.0)], 0)
+    def one_turn(given: list[Trajectory]) -> int:
+        worker.add([Job("one turn", "attempt", given, 1.0)], 0)
         ((job,), _) = worker.collect(3600)
         return sampled(job.trajectories)
 
-    result = {
-        "worker_to_generate": ratio(rounds, one_turn, lambda number: through_generate(llm, worker, new("one turn", number))),
-    }
+    def continuous(given: list[Trajectory]) -> int:
+        return sampled(play(worker, two_turns(worker), given))
+
+    yield "worker_to_generate", ratio(rounds, asked("one turn"), one_turn, functools.partial(through_generate, llm, worker))
     engine.cached = engine.reusable = 0
-    continuous(0)
-    result["prefix_hits_turn_2"] = round(engine.cached / engine.reusable, 3)
+    continuous(asked("two turns")(0))
+    yield "prefix_hits_turn_2", engine.cached / engine.reusable
     for name, together in (("continuous_to_barrier", at_once), ("continuous_to_one_barrier", count)):
-        result[name] = ratio(rounds, continuous, lambda number, n=together: with_barriers(worker, new("two turns", number), n))
-    return result
+        with_barrier = functools.partial(with_barriers, worker, at_once=together)
+        yield name, ratio(rounds, asked("two turns"), continuous, with_barrier)
+    yield "two_workers_to_one", two_workers_to_one(config, count, rounds)
 
 
-def two_workers_to_one(config: Config, count: int, rounds: int) -> float | None:
+def two_workers_to_one(config: Config, count: int, rounds: int) -> Ratio | None:
     """Needs a core, or a GPU, for each."""
     import ray
 
     from srl.driver.session import connect
-    from srl.protocols.chat import Chat
     from srl.rollout.pool import RolloutPool
 
     if len(os.sched_getaffinity(0)) < 2 and not config.rollout.gpus:
@@ -210,37 +222,44 @@ def two_workers_to_one(config: Config, count: int, rounds: int) -> float | None:
     connect(config)
     if config.rollout.gpus and ray.cluster_resources().get("GPU", 0) < 3 * config.rollout.gpus:
         return None
-    pools = [
+    two, one = (
         RolloutPool(config.model_copy(update={"rollout": config.rollout.model_copy(update={"workers": workers})}))
         for workers in (2, 1)
-    ]
+    )
     chat = Chat(config.model.path, config.prompts)
-    problems = chain_problems("test", 2 * count, 5, 1, 6)
-
-    def run(pool: RolloutPool, number: int) -> int:
-        asked = [
-            Trajectory(f"{number}/{n}", p.prompt_id, p.question, p.gold, chat.opening(p.question)) for n, p in enumerate(problems)
-        ]
-        return sampled(pool.generate("attempt", asked, 1.0))
-
-    return ratio(rounds, lambda number: run(pools[0], number), lambda number: run(pools[1], number))
+    return ratio(
+        rounds,
+        lambda number: trajectories(chat, 2 * count, f"workers {number}"),
+        lambda given: sampled(two.generate("attempt", given, 1.0)),
+        lambda given: sampled(one.generate("attempt", given, 1.0)),
+    )
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model folder; without it a small one with random weights is made")
+    parser.add_argument("--width", type=int, default=256, help="of that model")
+    parser.add_argument("--layers", type=int, default=4, help="of that model")
     parser.add_argument("--trajectories", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
+    result: dict = {"range": {}, "tokens_s": {}}
     with tempfile.TemporaryDirectory() as folder:
-        path = options.model or str(random_model(Path(folder)))
+        path = options.model or str(random_model(Path(folder), options.width, options.layers))
         defaults = ["rollout.max_sequences=64", "rollout.threads=1", "rollout.max_attempt_tokens=64"]
         config = load_config(None, [f"model.path={path}", *defaults, *options.overrides])
-        result = measure(config, options.trajectories, options.rounds)
-        result["two_workers_to_one"] = two_workers_to_one(config, options.trajectories, options.rounds)
+        for name, value in measure(config, options.trajectories, options.rounds):
+            if isinstance(value, Ratio):
+                result["range"][name] = [round(min(value.rounds), 3), round(max(value.rounds), 3)]
+                result["tokens_s"][name] = [round(speed) for speed in value.tokens_s]
+                value = statistics.median(value.rounds)
+            result[name] = value and round(value, 3)
+            print(name, result[name], result["range"].get(name, ""), file=sys.stderr, flush=True)
+        size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     result |= {"trajectories": options.trajectories, "rounds": options.rounds, "max_sequences": config.rollout.max_sequences}
-    result |= {"model": options.model or "random, 3 M", "dtype": config.model.dtype, "cores": len(os.sched_getaffinity(0))}
+    result |= {"model": options.model or "random", "model_mb": round(size / 1e6, 1), "dtype": config.model.dtype}
+    result |= {"threads": config.rollout.threads, "cores": len(os.sched_getaffinity(0))}
     print(json.dumps(result, indent=1))
     return 0
 

@@ -42,7 +42,7 @@ class StopReason(StrEnum):
     TIME = "time"  # the trajectory ran longer than protocol.max_seconds; the turn that was running is left out
     ACCEPTED = "accepted"  # the judge outside the model, gold answer or scorer, found the answer right
     REJECTED = "rejected"  # the judge found the answer wrong, and the protocol goes on only from right ones
-    UNJUDGED = "unjudged"  # the judge did not answer within protocol.judge_timeout_s
+    UNJUDGED = "unjudged"  # the judge gave no verdict, or none within protocol.judge_timeout_s
     NO_ROOM = "no_room"  # the prompt leaves no room for an answer in the model's length
     FAILED = "failed"  # workers died or hung with it more often than rollout.retries
 

@@ -93,6 +93,13 @@ def test_the_second_turn_finds_all_whole_blocks_of_the_first_in_the_cache(engine
     assert [done.cached_tokens for done in second] == reusable and sum(reusable) > 0
 
 
+def test_samples_of_one_prompt_pay_for_its_whole_blocks_once(engine, prompts):
+    shared = sum((prompt[::-1] for prompt in prompts[:4]), [])  # as long as several blocks of 32, and new to the cache
+    found = sample(engine, [shared] * 4, name="group")
+    assert [done.cached_tokens for done in found] == [0] + [(len(shared) - 1) // 32 * 32] * 3 and len(shared) > 64
+    assert len({tuple(done.token_ids) for done in found}) > 1
+
+
 def test_the_same_weights_loaded_twice_give_the_same_numbers_and_other_weights_others(engine, prompts, tmp_path):
     engine.load_weights(weights(tmp_path, 0.001), 1)
     changed = sample(engine, prompts)

@@ -1,15 +1,21 @@
 """Protocols in which something outside the model judges, up to H rounds, and the budgets of a trajectory."""
 
+import json
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import get_args
 
 import pytest
 from test_protocol import CHAIN, CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, ScriptedEngine, ids_of, kinds, play
 
-from srl.config import load_config
+from srl.config import ConfigError, load_config
+from srl.config.rollout import ProtocolConfig
 from srl.protocols.chat import Chat
-from srl.protocols.protocol import build_protocol
-from srl.rollout.judges import in_threads, then
+from srl.protocols.protocol import PROTOCOLS, build_protocol
+from srl.rollout.judges import check_judge, in_threads, make_judges, then
 from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.chains import question
 from srl.tasks.tokenizer import ASSISTANT, END, USER
@@ -125,12 +131,82 @@ def test_a_judge_that_does_not_answer_is_a_stop_reason_of_its_own(chat):
     assert trajectory.stop_reason is StopReason.UNJUDGED and kinds(trajectory) == [A]
 
 
+def test_a_judge_without_a_verdict_is_the_same(chat):
+    undecided = {"judge": in_threads(lambda trajectory: None, 1)}
+    trajectory = run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), undecided, "judged")
+    assert trajectory.stop_reason is StopReason.UNJUDGED and kinds(trajectory) == [A]
+
+
 def test_a_judge_that_raises_and_a_judge_that_is_missing_are_errors(chat):
     broken = {"gold": in_threads(lambda trajectory: 1 / 0, 1)}
     with pytest.raises(ZeroDivisionError):
         run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), broken, "gold")
     with pytest.raises(RuntimeError, match="asks the judge 'judge', and there is none"):
         run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), {}, "judged")
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[dict]]]:
+    """An address at which a model answers in turn with these words, and the messages it was sent."""
+    words, asked = iter(["85 no. [VERIFY] wrong", "[VERIFY] correct.", "Who knows?"]), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self, body: dict) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            self.reply({"data": [{"id": "other"}]})
+
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.reply({"choices": [{"message": {"content": next(words)}}]})
+
+        def log_message(self, *_) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_second_model_judges_behind_its_endpoint(chat, endpoint):
+    url, asked = endpoint
+    config = load_config(None, ["protocol.judge=served", f"protocol.judge_url={url}", "protocol.max_rounds=2"])
+    judges = make_judges(config, ())
+    trajectory, _ = play(chat, "judged", SLIP, RIGHT, config=config, judges=judges)
+    assert kinds(trajectory) == [A, I, R] and trajectory.stop_reason is StopReason.ACCEPTED
+    undecided, _ = play(chat, "judged", SLIP, config=config, judges=judges)
+    assert undecided.stop_reason is StopReason.UNJUDGED
+    first = {"model": "other", "temperature": 0, "max_tokens": 160}
+    first["messages"] = [
+        {"role": "user", "content": question(CHAIN)},
+        {"role": "assistant", "content": SLIP},
+        {"role": "user", "content": "Check the solution."},
+    ]
+    assert asked[0] == first and [request["messages"][1]["content"] for request in asked] == [SLIP, RIGHT, SLIP]
+
+
+def test_a_judge_that_is_not_named_or_not_there_is_refused_before_anything_is_sampled():
+    check_judge("gold", load_config(None, []))
+    with pytest.raises(ConfigError, match="protocol judged_chain asks the judge that protocol.judge names, and it names none"):
+        check_judge("judged_chain", load_config(None, []))
+    with pytest.raises(ConfigError, match="protocol.judge=nobody: there is none of that name; there are served, or"):
+        check_judge("judged", load_config(None, ["protocol.judge=nobody"]))
+    for url in ("http://127.0.0.1:9/v1", ""):
+        with pytest.raises(ConfigError, match=f"protocol.judge_url='{url}': no server with a model answers there"):
+            make_judges(load_config(None, ["protocol.judge=served", f"protocol.judge_url={url}"]), ())
+
+
+def test_every_protocol_but_the_single_steps_can_be_trained():
+    names = get_args(ProtocolConfig.model_fields["name"].annotation)
+    assert set(names) == PROTOCOLS.keys() - {"verdict", "revision"}
+    forms = {name: ProtocolConfig(name=name).form for name in names}
+    assert {name for name, form in forms.items() if form == "_chain"} == {name for name in names if "chain" in name}
+    assert {name for name, form in forms.items() if form == "_two_turn"} == {name for name in names if "two_turn" in name}
 
 
 def test_a_future_of_a_future_passes_results_and_errors_on():

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from statistics import mean
 
 import psutil
 import pytest
@@ -39,14 +40,18 @@ def attempts(session: Session, count: int = 24) -> list[Trajectory]:
     return [session.new_trajectory(f"t/{problem.prompt_id}", problem) for problem in problems]
 
 
-def largest_gap(trajectories: list[Trajectory], learners: LearnerGroup) -> float:
-    """Largest difference between a token's log-probability when it was sampled and the learner's."""
+def gaps(trajectories: list[Trajectory], learners: LearnerGroup) -> list[float]:
+    """|log-probability when it was sampled - the learner's| of every sampled token."""
     scored = learners.logprobs([policy_example(trajectory, 0.0) for trajectory in trajectories])
-    return max(
+    return [
         abs(sampled - trained)
         for trajectory in trajectories
         for sampled, trained in zip((x for turn in trajectory.turns for x in turn.logprobs), scored[trajectory.id], strict=True)
-    )
+    ]
+
+
+def largest_gap(trajectories: list[Trajectory], learners: LearnerGroup) -> float:
+    return max(gaps(trajectories, learners))
 
 
 def test_learner_and_engine_agree_before_and_after_a_sync(session: Session, learners: LearnerGroup):
@@ -59,6 +64,25 @@ def test_learner_and_engine_agree_before_and_after_a_sync(session: Session, lear
         after = session.pool().generate("prompted", attempts(session), 1.0)
         assert largest_gap(after, learners) < 1e-4
         assert {turn.weight_version for t in after for turn in t.turns if turn.sampled} == {version}
+
+
+@pytest.mark.long
+def test_in_bfloat16_learner_and_engine_agree_to_a_hundredth_on_average_before_and_after_a_sync(session: Session):
+    settings = ["model.dtype=bfloat16", "rollout.threads=1", "learner.threads=1", "rollout.cpus=0.5", "learner.cpus=0.5"]
+    config = load_config(None, [f"run.directory={session.config.run.directory}", *settings])
+    own = Session(config, session.run)
+    learners = LearnerGroup(config, own.base, None, 0.0, 1.0)
+    before = own.pool().generate("prompted", attempts(own), 1.0)
+    assert mean(gaps(before, learners)) < 0.01
+    learners.train([policy_example(trajectory, 0.0) for trajectory in before], sft_loss, 1e-3)
+    assert mean(gaps(before, learners)) > 0.02, "the update changed nothing"
+    for version in (1, 2):
+        own.pool().load_weights(learners.publish(version))
+        after = own.pool().generate("prompted", attempts(own), 1.0)
+        assert mean(gaps(after, learners)) < 0.01
+        assert {turn.weight_version for t in after for turn in t.turns if turn.sampled} == {version}
+    own.stop_engines()
+    learners.close()
 
 
 def test_the_same_seeds_give_the_same_tokens_whatever_else_is_in_the_batch_and_in_whatever_order(session: Session):

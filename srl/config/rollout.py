@@ -8,11 +8,15 @@ from srl.config.section import Section
 
 
 class ProtocolConfig(Section):
-    name: Literal["long_chain", "two_turn", "prompted", "intrinsic", "attempt"] = Field(
+    name: Literal[
+        "long_chain", "two_turn", "prompted", "intrinsic", "attempt", "gold", "gold_chain", "gold_two_turn",
+        "misleading", "misleading_chain", "misleading_two_turn", "judged", "judged_chain", "judged_two_turn",
+    ] = Field(
         "long_chain",
         description="Form of the trained model's answers: one assistant message; attempt+verdict, user, revision; a verdict and "
-        "after `wrong` a revision when asked (PAG); a second attempt when asked, without verdict (SCoRe); one attempt.",
-    )
+        "after `wrong` a revision when asked (PAG); a second attempt when asked, without verdict (SCoRe); one attempt; or the "
+        "first two with the verdict of the gold answer, its opposite, or that of `judge` (protocols/protocol.py).",
+    )  # fmt: skip
     grammar: Literal["verify", "yes_no"] = Field(
         "verify",
         description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No.",
@@ -20,11 +24,18 @@ class ProtocolConfig(Section):
     max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory; a long chain's are the model's own choice.")
     judge: str = Field(
         "",
-        description="For the protocol `judged`: module:function, from configuration to judge (rollout/judges.py).",
+        description="For the protocols `judged`: `served`, a model at `judge_url`, or module:function, from configuration to "
+        "judge (rollout/judges.py).",
     )
+    judge_url: str = Field("", description="OpenAI-compatible endpoint of the judge `served`, such as http://host:8000/v1.")
     judge_timeout_s: float = Field(60, gt=0, description="Longest wait for a judge's verdict, seconds.")
     max_tokens: int = Field(0, ge=0, description="Most tokens sampled in one trajectory, all turns together; 0 is no limit.")
     max_seconds: float = Field(0, ge=0, description="Longest time for one trajectory in the engine, seconds; 0 is no limit.")
+
+    @property
+    def form(self) -> str:
+        """Where the model's own verdict stands: `_chain` in its one message, `_two_turn` before a user's turn; "" nowhere."""
+        return next((form for form in ("_chain", "_two_turn") if f"_{self.name}".endswith(form)), "")
 
 
 class RolloutConfig(Section):

@@ -16,6 +16,7 @@ from srl.observe.progress import bar, say
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import model_folder
 from srl.protocols.protocol import build_protocol
+from srl.rollout.judges import check_judge
 from srl.tasks.problems import Problem, load_problems
 
 
@@ -109,6 +110,7 @@ def check_protocol(name: str, session: Session) -> None:
         build_protocol(name, session.config, session.chat)
     except KeyError:
         raise ConfigError(f"--protocol {name}: there is no such protocol") from None
+    check_judge(name, session.config)
 
 
 def benchmark(name: str, config: Config) -> dict[str, list[Problem]]:

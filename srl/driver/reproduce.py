@@ -59,7 +59,7 @@ def measure_sources(sources: list[Source], wanted: Table, configure: Configure) 
 
 def protocol_of(source: Source, config: Config) -> str:
     """`gold{form}` is gold_chain for models that do all in one message, gold_two_turn for those that talk in two."""
-    return source.protocol.replace("{form}", f"_{config.protocol.name.removeprefix('long_')}")
+    return source.protocol.replace("{form}", config.protocol.form)
 
 
 def first_benchmark(config: Config) -> str:

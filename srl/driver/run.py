@@ -18,6 +18,7 @@ from srl.observe.progress import bar, say
 from srl.observe.run_directory import RunDirectory
 from srl.observe.sinks import check_sinks
 from srl.observe.watchdog import observed
+from srl.rollout.judges import check_judge
 
 PHASES = {
     "evaluate-base": "the base model, prompted to judge and correct itself, and asked again without a verdict",
@@ -41,6 +42,7 @@ def run_phases(config: Config, command: str) -> None:
     """Run the command's phases that are not done yet; show the table and write the report at the end."""
     check_model(config)
     recipe_functions(config)
+    check_judge(config.protocol.name, config)
     check_port(config)
     check_sinks(config.run.sinks)
     problems = load_task(config)

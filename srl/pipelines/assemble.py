@@ -146,7 +146,7 @@ def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajec
     weights = {"D1": (0.0, 1.0, 1.0), "D2": (0.0, 0.0, 1.0), "D3": (float(config.stage1.train_correct_attempts), 1.0)}[name]
     trajectory = Trajectory(f"{path[-1]['id']}/{name}", path[0]["prompt_id"], path[0]["question"], path[0]["gold"], [])
     trajectory.prompt_token_ids = chat.opening(trajectory.question)
-    two_turn = without_verdict or config.protocol.name == "two_turn"
+    two_turn = without_verdict or config.protocol.form == "_two_turn"
     said = config.prompts.reask if without_verdict else config.prompts.revise
     steps = [(row, weight) for row, weight in zip(path, weights, strict=True) if not (without_verdict and row["verdict"])]
     for index, (row, weight) in enumerate(steps):

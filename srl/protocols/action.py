@@ -67,5 +67,5 @@ class Protocol:
     judged: Callable[[Verdict], Action] = no_judge
 
 
-# Judges the last answer of a trajectory without keeping the engine waiting.
-Judge = Callable[[Trajectory], Future[Verdict]]
+# Judges the last answer of a trajectory without keeping the engine waiting; None is no verdict.
+Judge = Callable[[Trajectory], Future[Verdict | None]]

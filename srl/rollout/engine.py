@@ -127,6 +127,7 @@ class Engine:
             top_p=sampling.top_p,
             seed=sampling.seed if sampling.temperature > 0 else None,
             logprobs=0,
+            flat_logprobs=True,
             stop_token_ids=self.stop_token_ids,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -182,6 +183,8 @@ def device_options(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]
 def completion(output: Any, version: int) -> Completion:
     sampled = output.outputs[0]
     token_ids = list(sampled.token_ids)
-    logprobs = [entry[token].logprob for token, entry in zip(token_ids, sampled.logprobs, strict=True)]
+    logprobs = list(sampled.logprobs.logprobs)  # with logprobs=0 one for each token, that of the sampled one
+    if len(logprobs) != len(token_ids):
+        raise RuntimeError(f"vLLM returned {len(logprobs)} log-probabilities for {len(token_ids)} tokens")
     by_length = sampled.finish_reason == "length"
     return Completion(output.request_id, token_ids, logprobs, by_length, version, output.num_cached_tokens or 0)

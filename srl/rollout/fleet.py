@@ -168,9 +168,10 @@ class Fleet:
                 slot.worker = self.actor.remote(self.config, slot.index, *self.arguments)
             yield from self._down(slot, "deaths", cause(error))
         except RayTaskError as error:
-            if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights):
+            if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | GetTimeoutError):
                 raise
-            yield from self._kill(slot, "hangs" if isinstance(error.cause, EngineHangs) else "deaths", cause(error))
+            hangs = isinstance(error.cause, EngineHangs | GetTimeoutError)  # the latter of weights that do not arrive
+            yield from self._kill(slot, "hangs" if hangs else "deaths", cause(error))
         else:
             if name == "ready":
                 self._load(slot) if self.bundle else slot.enter(State.UP)
@@ -215,7 +216,8 @@ class Fleet:
     def _down(self, slot: Slot, kind: str, why: str) -> Iterator[Event]:
         self.counts[kind] += 1
         self.last_cause = why
-        slot.deaths += 1
+        if slot.state is not State.STARTING or kind == "deaths":
+            slot.deaths += 1  # one that does not start may only lack a node; it may wait for it while others work
         self.counts.update(slot.counts)
         slot.counts = {}
         lost, slot.orders = [order for order, _ in slot.orders.values()], {}

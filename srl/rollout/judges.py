@@ -1,7 +1,7 @@
 """Judges outside the model, for protocols that ask one. A judge is a function from a trajectory to a future verdict.
 
 Anything that answers with a verdict is one: `in_threads` makes one of a plain function, `of_calls` of calls to Ray actors, such
-as a reward model or a second language model.
+as a reward model, `served` of a second language model.
 """
 
 import itertools
@@ -9,42 +9,84 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import ray
 from ray.actor import ActorHandle
 
-from srl.config import Config
+from srl.config import Config, ConfigError
 from srl.config.names import look_up
 from srl.protocols.action import Judge
+from srl.protocols.grammar import only_verdict
+from srl.reward.answer import stated_answer
 from srl.trajectory import Outcome, Trajectory, Verdict
 
+MOST_CALLS = 64  # at once, from one rollout worker to a judge behind an endpoint
 
-def in_threads(function: Callable[[Trajectory], Verdict], threads: int) -> Judge:
+
+def in_threads(function: Callable[[Trajectory], Verdict | None], threads: int) -> Judge:
     """Calls `function` on this many threads of the rollout worker."""
     executor = ThreadPoolExecutor(threads, "judge")
     return lambda trajectory: executor.submit(function, trajectory)
 
 
-def of_calls(call: Callable[[Trajectory], ray.ObjectRef], verdict: Callable[[Any], Verdict]) -> Judge:
+def of_calls(call: Callable[[Trajectory], ray.ObjectRef], verdict: Callable[[Any], Verdict | None]) -> Judge:
     """`call` starts a remote call about a trajectory; `verdict` reads its result."""
     return lambda trajectory: then(call(trajectory).future(), verdict)
 
 
-def gold_judge(reward_actors: Sequence[ActorHandle]) -> Judge:
-    """Whether the last answer is the gold one, by the actors that grade, in turn."""
+def gold_judge(reward_actors: Sequence[ActorHandle], stated: bool) -> Judge:
+    """Whether the last answer is the gold one, by the actors that grade, in turn; `stated`: reward.answers is."""
     turn = itertools.cycle(reward_actors)
 
     def grade(trajectory: Trajectory) -> ray.ObjectRef:
-        return next(turn).grade.remote([(trajectory.id, trajectory.answers()[-1].answer, trajectory.gold)])
+        last = trajectory.answers()[-1]
+        answer = stated_answer(last.text) if stated and last.answer is None else last.answer
+        return next(turn).grade.remote([(trajectory.id, answer, trajectory.gold)])
 
     return of_calls(grade, lambda grades: Verdict.CORRECT if set(grades.values()) == {Outcome.CORRECT} else Verdict.WRONG)
 
 
+def served(config: Config) -> Judge:
+    """A second model behind protocol.judge_url is shown problem and answer and asked `prompts.verify`, greedily.
+
+    Its verdict is read by protocol.grammar. Raises ConfigError when no server with a model answers there.
+    """
+    protocol, prompts = config.protocol, config.prompts
+    # Above protocol.judge_timeout_s: it is the loop that gives a judge up.
+    client = httpx.Client(base_url=protocol.judge_url, timeout=2 * protocol.judge_timeout_s)
+    try:
+        model = client.get("/models").raise_for_status().json()["data"][0]["id"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+        raise ConfigError(f"protocol.judge_url={protocol.judge_url!r}: no server with a model answers there ({error})") from None
+
+    def ask(trajectory: Trajectory) -> Verdict | None:
+        said = [prompts.question.replace("{question}", trajectory.question), trajectory.answers()[-1].text, prompts.verify]
+        messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), said, strict=True)]
+        asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": config.rollout.max_verdict_tokens}
+        reply = client.post("/chat/completions", json=asked).raise_for_status().json()
+        return only_verdict(reply["choices"][0]["message"]["content"], protocol.grammar)
+
+    return in_threads(ask, min(MOST_CALLS, config.rollout.max_sequences))
+
+
+JUDGES: dict[str, Callable[[Config], Judge]] = {"served": served}
+
+
 def make_judges(config: Config, reward_actors: Sequence[ActorHandle]) -> dict[str, Judge]:
     """By the names that protocols ask for. `protocol.judge` names a function from the configuration to a judge."""
-    judges = {"gold": gold_judge(reward_actors)} if reward_actors else {}
+    judges = {"gold": gold_judge(reward_actors, config.reward.answers == "stated")} if reward_actors else {}
     if config.protocol.judge:
-        judges["judge"] = look_up("protocol.judge", config.protocol.judge, {})(config)
+        judges["judge"] = look_up("protocol.judge", config.protocol.judge, JUDGES)(config)
     return judges
+
+
+def check_judge(protocol: str, config: Config) -> None:
+    """Raises ConfigError for a protocol that asks the judge of protocol.judge where that names none."""
+    if not protocol.startswith("judged"):
+        return
+    if not config.protocol.judge:
+        raise ConfigError(f"protocol {protocol} asks the judge that protocol.judge names, and it names none")
+    look_up("protocol.judge", config.protocol.judge, JUDGES)
 
 
 def then(future: Future, function: Callable[[Any], Any]) -> Future:

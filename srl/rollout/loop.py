@@ -144,7 +144,10 @@ class TrajectoryLoop:
         done, _ = wait(self.judging, 0 if self.running else JUDGES_S, FIRST_COMPLETED)
         for future in done:
             run, _ = self.judging.pop(future)
-            self._follow(run, run.protocol.judged(future.result()))
+            if (verdict := future.result()) is None:
+                self._stop(run, StopReason.UNJUDGED)
+            else:
+                self._follow(run, run.protocol.judged(verdict))
         now = time.monotonic()
         for future in [future for future, (_, deadline) in self.judging.items() if deadline <= now]:
             run, _ = self.judging.pop(future)
