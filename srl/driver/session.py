@@ -113,7 +113,9 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     if config.run.dashboard_port:
         options |= {"dashboard_port": config.run.dashboard_port}
+    # Without `local` it would try to join whatever cluster `ray start` has left on this machine.
     ray.init(
+        address="local",
         num_cpus=config.run.local_cpus,
         object_store_memory=config.run.object_store_mib * 2**20,
         include_dashboard=bool(config.run.dashboard_port),
