@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from kustomization import apply, render
@@ -52,10 +53,9 @@ def schemas() -> dict:
 def errors(item: dict) -> list[str]:
     """What the API server or the operator would say, and a kind that nothing here can check."""
     if item["apiVersion"] in CORE:
-        kubernetes = pytest.importorskip("kubernetes_validate", reason="core kinds need the package kubernetes-validate")
         try:
-            kubernetes.validate(item, kubernetes.latest_version(), strict=True)
-        except kubernetes.ValidationError as error:
+            kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+        except kubernetes_validate.ValidationError as error:
             return [error.message]
         return []
     found, _ = checker("crd_validate").check(item, schemas())
