@@ -1,4 +1,5 @@
 from srl.config import Config, load_config
+from srl.driver import session
 from srl.driver.resources import Node, alive_nodes, shortage
 
 
@@ -49,3 +50,16 @@ def test_dead_nodes_do_not_count():
     node = {"NodeManagerAddress": "a", "Resources": {"CPU": 4.0, "memory": 1e9}, "Labels": {"ray.io/node-id": "x"}, "Alive": True}
     assert alive_nodes([node, {**node, "Alive": False}]) == [Node("a", 4.0, 0.0, {"ray.io/node-id": "x"})]
     assert str(alive_nodes([node])[0]) == "a 4 CPUs 0 GPUs"
+
+
+def test_without_an_address_a_run_starts_a_ray_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session.ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(session, "check_cluster", lambda config: None)
+    session.connect(config())
+    session.connect(config("run.ray_address=10.0.0.1:6379"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    session.connect(config())
+    assert [options["address"] for options in asked] == ["local", "10.0.0.1:6379", "10.0.0.2:6379"]
+    assert ["num_cpus" in options for options in asked] == [True, False, False]
