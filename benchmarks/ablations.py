@@ -1,6 +1,6 @@
 """Fine-tuning sets made of the same samples, at one size: the mixes of the paper's Table 8, or its baselines without verdicts.
 
-    python -m benchmarks.ablations mixes     [--seeds 0 1 2] [--folder runs/ablations] [section.key=value ...]
+    python -m benchmarks.ablations mixes     [--seeds 0 1 2] [--size 1000] [--folder runs/ablations] [section.key=value ...]
     python -m benchmarks.ablations baselines [...]
 
 For each seed one run samples; then each set is assembled from those samples, trained and evaluated in a run of its own. What is
@@ -68,13 +68,13 @@ def common_size(samples: Path, sets: dict[str, list[str]], settings: list[str]) 
     return min(sizes.values())
 
 
-def one_seed(what: str, seed: int, folder: Path, settings: list[str]) -> list[dict[str, Any]]:
+def one_seed(what: str, seed: int, folder: Path, most: int, settings: list[str]) -> list[dict[str, Any]]:
     """Rows of results.json of every set, with its name, seed and classes."""
     own = [f"run.directory={folder}", f"seed={seed}", *settings]
     log = folder / f"seed-{seed}.log"
     must(["stage1", f"name=seed-{seed}", "stage1.wave=1000", *own], log)
     samples = folder / f"seed-{seed}" / "stage1" / "samples"
-    size = common_size(samples, SETS[what], own)
+    size = min(most, common_size(samples, SETS[what], own))
     rows = []
     for name, changes in SETS[what].items():
         title = f"{what}-{name.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
@@ -147,13 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", type=int, default=1000, help="most demonstrations of a set (default 1000)")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
     options, settings = parser.parse_known_args()
     folder = options.folder.absolute()
     (folder / options.what).mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in options.seeds:
-        rows += one_seed(options.what, seed, folder, settings)
+        rows += one_seed(options.what, seed, folder, options.size, settings)
         (folder / options.what / "results.json").write_text(json.dumps({"schema": 1, "rows": rows}, indent=1))
     print("", table(rows), "", *directions(options.what, rows), sep="\n")
 
