@@ -1,6 +1,7 @@
 """Status, log lines, sinks and metric names."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -162,3 +163,27 @@ def test_a_link_that_leads_out_of_the_run_directory_is_refused(run: RunDirectory
     (run.path / "link").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="leads out"):
         run.file("link/x")
+
+
+HOLD = """
+import sys, time
+from srl.config import Config, RunConfig
+from srl.observe.run_directory import RunDirectory
+with RunDirectory(Config(run=RunConfig(directory=sys.argv[1]))).alone():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_in_a_run_directory(run: RunDirectory):
+    settings = RunConfig(directory=str(run.path.parent))
+    other = subprocess.Popen([sys.executable, "-c", HOLD, settings.directory], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    for fresh in (False, True):  # nor may it be deleted
+        config = Config(run=settings.model_copy(update={"fresh": fresh}))
+        with pytest.raises(ConfigError, match="tiny: another process works in this run directory"), RunDirectory(config).alone():
+            pass
+    other.kill()
+    other.wait(10)
+    with run.alone():
+        assert run.file("config.yaml").exists()

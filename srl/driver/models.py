@@ -53,13 +53,14 @@ def evaluate_models(
         check_wording(own, (problem for tests in problems.values() for problem in tests))
     run, rows = RunDirectory(config), []
     try:
-        for name, source in sources.items():
-            session = Session(with_model(config, source, path), run)
-            for item in (item for item in asked if item.model == name):
-                check_protocol(item.protocol or default_protocol(name, config), session)
-                for title, tests in problems.items():
-                    rows.append(told(session, cell_of(item, source, title, config), tests))
-            session.stop_engines()
+        with run.alone():
+            for name, source in sources.items():
+                session = Session(with_model(config, source, path), run)
+                for item in (item for item in asked if item.model == name):
+                    check_protocol(item.protocol or default_protocol(name, config), session)
+                    for title, tests in problems.items():
+                        rows.append(told(session, cell_of(item, source, title, config), tests))
+                session.stop_engines()
     finally:
         run.close()
         if ray.is_initialized():

@@ -51,10 +51,11 @@ def run_phases(config: Config, command: str) -> None:
     say(f"run {config.run.name} in {run.path}")
     session = Session(config, run)
     try:
-        connect(config)
-        stop_on_sigterm()
-        with observed(config, run):
-            perform_missing(command, run, session, problems)
+        with run.alone():
+            connect(config)
+            stop_on_sigterm()
+            with observed(config, run):
+                perform_missing(command, run, session, problems)
     except KeyboardInterrupt:
         # Said before Ray goes down: a pipeline's thread that asks it something afterwards ends the process without a word.
         say("stopping; what is done is kept")

@@ -26,19 +26,20 @@ def tune_sampling(config: Config, temperatures: Sequence[float], problems: int, 
     session = Session(config, run)
     scores = []
     try:
-        connect(config)
-        for temperature in temperatures:
-            changes = {"temperature": temperature, "wave": config.stage1.attempts}
-            tried = config.model_copy(update={"stage1": config.stage1.model_copy(update=changes)})
-            folder = run.file(f"stage1/tune/{len(train)}-problems-temperature-{temperature:g}")
-            steps = (TurnKind.ATTEMPT, TurnKind.VERDICT)
-            sample(tried, train, session.rewards(), SamplingPass(folder, session.base, steps), lambda count: None)
-            groups = [judged_attempts(rows) for file in sample_files(folder) for rows in problems_in(file, COLUMNS)]
-            for count in range(config.stage1.verdicts + 1):
-                threshold = count / config.stage1.verdicts
-                score = sum(balance_score(g, threshold, config.stage1.per_prompt_and_class) for g in groups) / len(groups)
-                scores.append({"temperature": temperature, "threshold": threshold, "score": round(score, 4)})
-                say(f"temperature {temperature:<5g} threshold {threshold:<5.3g} balance score {score:.3f}")
+        with run.alone():
+            connect(config)
+            for temperature in temperatures:
+                changes = {"temperature": temperature, "wave": config.stage1.attempts}
+                tried = config.model_copy(update={"stage1": config.stage1.model_copy(update=changes)})
+                folder = run.file(f"stage1/tune/{len(train)}-problems-temperature-{temperature:g}")
+                steps = (TurnKind.ATTEMPT, TurnKind.VERDICT)
+                sample(tried, train, session.rewards(), SamplingPass(folder, session.base, steps), lambda count: None)
+                groups = [judged_attempts(rows) for file in sample_files(folder) for rows in problems_in(file, COLUMNS)]
+                for count in range(config.stage1.verdicts + 1):
+                    threshold = count / config.stage1.verdicts
+                    score = sum(balance_score(g, threshold, config.stage1.per_prompt_and_class) for g in groups) / len(groups)
+                    scores.append({"temperature": temperature, "threshold": threshold, "score": round(score, 4)})
+                    say(f"temperature {temperature:<5g} threshold {threshold:<5.3g} balance score {score:.3f}")
     finally:
         session.close()
     found = {"problems": len(train), "scores": sorted(scores, key=lambda one: -one["score"])}

@@ -4,6 +4,7 @@ config.yaml          the resolved configuration; a run continues only under the 
 state.json           finished phases and their seconds
 metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
 results.json         one row per method and benchmark
+lock                 held by the process that works here
 status.json          what the run is doing now, for the `status` command
 stacks-*.txt         of all actors, from a time at which nothing moved
 trajectories.jsonl   samples to read
@@ -13,6 +14,7 @@ checkpoints/         ift, rl: Hugging Face folders
 report.html
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -55,7 +57,8 @@ class RunDirectory:
         """Create or continue the directory. Raises ConfigError for another configuration's directory or a full disk."""
         self.path = self.locate(config)
         if config.run.fresh and self.path.exists():
-            shutil.rmtree(self.path)
+            with self.alone():
+                shutil.rmtree(self.path)
         settings = identity(config)
         if (self.path / "config.yaml").exists():
             refuse_other(self.path, settings)
@@ -77,6 +80,18 @@ class RunDirectory:
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise ValueError(f"{name!r} leads out of the run directory {self.path}")
         return path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises ConfigError if another process works in this directory. One that dies, however it does, lets go of it."""
+        with self.file("lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: another process works in this run directory; let it end, stop it, or choose another run.name"
+                ) from None
+            yield
 
     def context(self) -> dict[str, Any]:
         """Where the run is, for log lines."""
