@@ -1,12 +1,16 @@
-"""The grader against one plain math-verify process, on the same answers, side by side: python -m benchmarks.grading FILE...
+"""The grader against one plain math-verify process, on the same responses, side by side: python -m benchmarks.grading [FILE...]
 
-FILE names golds: BENCHMARK=FILE (srl/tasks/benchmarks.py), a file or a hub dataset. Wrong answers look like the gold and have
-another number in them, as a model's do. Rounds of both alternate, so that a machine that is busy is busy
-for both, and what is printed is their ratio. One JSON object:
+FILE names golds: BENCHMARK=FILE (srl/tasks/benchmarks.py) or a hub dataset; without one, the benchmarks of ../shared/data,
+as many golds from each. Rounds of both alternate, so that a machine that is busy is busy for both, and what counts is their
+ratio. Both get whole responses and look for the answer themselves. One JSON object:
 
-    distinct    every answer once           answers, answers/s of both, their ratio, ms per answer (p50, p99, max)
-                                            work: processor seconds of plain / ours, which other programs hardly change
-    groups      16 answers a problem, five different ones, as in a group of RL
+    distinct    every response once: `slips`, every second one wrong, the gold with another number in it; `others`, all wrong,
+                golds of other problems of the same kind; `responses`, what models wrote, from labelled cases
+    groups      16 responses a problem, five different ones, as in a group of RL: `slips` and `others`
+    attacks     responses made to hang or fool a grader, one at a time; then its speed against a grader that was spared them
+
+Of each: responses/s of both, their ratio, ms of a grade (p50, p99, max), the share on which both agree, and `work`, processor
+seconds of plain / ours, which other programs hardly change.
 """
 
 import argparse
@@ -17,103 +21,177 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from srl.config import RewardConfig
+from srl.reward.answer import stated_answer
 from srl.reward.gold import read_gold
-from srl.reward.grader import Grader
-from srl.reward.spelling import plain_number
+from srl.reward.grader import Grader, plain_grade
+from srl.reward.pool import Comparison
+from srl.reward.spelling import plain_fraction, plain_number, values, words
 from srl.reward.worker import GOLDEN
 from srl.tasks.problems import load_problems
+from srl.trajectory import Outcome
+
+SHARED = Path(__file__).parents[2] / "shared"
+FILES = {"math": "math_test", "gsm8k": "gsm8k_test", "minerva": "minerva_math", "olympiadbench": "olympiadbench"}
+FILES |= {name: name for name in ("aime24", "aime25", "amc23")}
 
 ROUNDS = 5
 GROUP, DIFFERENT = 16, 5
+SPARED = 40  # pairs a round that need algebra, to see whether attacks have left a grader slower
 
-Pair = tuple[str, str]  # answer, gold
+Pair = tuple[str, str]  # response, gold
+Slip = Callable[[str, Sequence[str], int], list[str]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grading", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("sources", nargs="+", metavar="FILE")
+    parser.add_argument("sources", nargs="*", metavar="FILE")
     parser.add_argument("--golds", type=int, default=400, help="golds taken from all files together (default 400)")
     parser.add_argument("--processes", type=int, default=2, help="of our grader; plain math-verify has one (default 2)")
+    parser.add_argument("--cases", type=Path, default=SHARED / "verifier" / "cases.jsonl", help="labelled cases")
+    parser.add_argument("--attacks", type=Path, default=SHARED / "verifier" / "adversarial.jsonl", help="attacks")
     options = parser.parse_args()
-    golds = [read_gold(p.gold).answer for source in options.sources for p in load_problems(source, "problem", "answer")]
-    random.Random(0).shuffle(golds)
-    golds = golds[: options.golds]
+    sources = options.sources or [f"{name}={SHARED}/data/{file}.jsonl" for name, file in FILES.items()]
+    golds = mixed_golds(sources, options.golds)
+    some = golds[:: GROUP // 4]
+    distinct_inputs = {"slips": distinct(golds, slips), "others": all_wrong(golds), "responses": responses(options.cases)}
     report = {
         "golds": len(golds),
         "numbers": round(sum(plain_number(gold) is not None for gold in golds) / len(golds), 3),
         "processes": options.processes,
-        "distinct": side_by_side(distinct(golds), options.processes),
-        "groups": side_by_side(groups(golds[:: GROUP // 4]), options.processes),
+        "distinct": {name: side_by_side(pairs, options.processes) for name, pairs in distinct_inputs.items()},
+        "groups": {wrong.__name__: side_by_side(groups(some, golds, wrong), options.processes) for wrong in (slips, others)},
+        "attacks": attacked(read_lines(options.attacks), golds, options.processes),
     }
     print(json.dumps(report, indent=2))
 
 
-def distinct(golds: Sequence[str]) -> list[Pair]:
-    """A wrong or a right answer, spelled as the gold, for each gold in turn; no pair occurs twice."""
-    answers = [gold if index % 2 else other_answers(gold, golds, 1)[0] for index, gold in enumerate(golds)]
-    return list(dict.fromkeys(zip(answers, golds, strict=True)))
+def mixed_golds(sources: Sequence[str], count: int) -> list[str]:
+    """Normalised, from all sources in turn, shuffled; a small source ends early."""
+    found = []
+    for source in sources:
+        golds = list(dict.fromkeys(read_gold(problem.gold).answer for problem in load_problems(source, "problem", "answer")))
+        random.Random(0).shuffle(golds)
+        found.append(golds)
+    mixed = [gold for turn in zip_longest(*found) for gold in turn if gold is not None]
+    return list(dict.fromkeys(mixed))[:count]
 
 
-def groups(golds: Sequence[str]) -> list[Pair]:
-    """For each gold 16 answers, of which five are different; the right one is one of them."""
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def boxed(answer: str) -> str:
+    return f"The answer is $\\boxed{{{answer}}}$."
+
+
+def distinct(golds: Sequence[str], wrong: Slip) -> list[Pair]:
+    """A wrong answer, or the right one spelled as the gold, for each gold in turn."""
+    return [(boxed(gold if index % 2 else wrong(gold, golds, 1)[0]), gold) for index, gold in enumerate(golds)]
+
+
+def all_wrong(golds: Sequence[str]) -> list[Pair]:
+    return [(boxed(others(gold, golds, 1)[0]), gold) for gold in golds]
+
+
+def responses(cases: Path) -> list[Pair]:
+    """What models wrote, of the labelled cases."""
+    return [(case["prediction"], case["gold"]) for case in read_lines(cases) if case["tier"] == "machine"]
+
+
+def groups(golds: Sequence[str], pool: Sequence[str], wrong: Slip) -> list[Pair]:
+    """For each gold 16 responses, of which five are different; the right one is one of them."""
     rng = random.Random(1)
     pairs = []
     for gold in golds:
-        answers = [gold, *other_answers(gold, golds, DIFFERENT - 1)]
-        pairs += [(answer, gold) for answer in answers + rng.choices(answers, k=GROUP - len(answers))]
+        answers = [gold, *wrong(gold, pool, DIFFERENT - 1)]
+        pairs += [(boxed(answer), gold) for answer in answers + rng.choices(answers, k=GROUP - len(answers))]
     return pairs
 
 
-def other_answers(gold: str, golds: Sequence[str], count: int) -> list[str]:
-    """The gold with other numbers in it, as a slip in the working gives; of a gold without numbers, other golds."""
+def slips(gold: str, golds: Sequence[str], count: int) -> list[str]:
+    """The gold with other numbers in it, as a slip in the working gives; of a gold without numbers, golds of its kind."""
     rng = random.Random(gold)
     places = list(re.finditer(r"\d+", gold))
     if not places:
-        return rng.sample([other for other in dict.fromkeys(golds) if other != gold], count)
+        return others(gold, golds, count)
     found: dict[str, None] = {}
     while len(found) < count:
         place = rng.choice(places)
-        other = str(int(place.group()) + rng.choice([-3, -2, -1, 1, 2, 3, 10])).removeprefix("-")
-        found[gold[: place.start()] + other + gold[place.end() :]] = None
-    return [answer for answer in found if answer != gold] or [gold + "1"]
+        other = str(abs(int(place.group()) + rng.choice([-3, -2, -1, 1, 2, 3, 10, 11, 20])))
+        answer = gold[: place.start()] + other + gold[place.end() :]
+        if answer != gold:
+            found[answer] = None
+    return list(found)
+
+
+def others(gold: str, golds: Sequence[str], count: int) -> list[str]:
+    """Golds of other problems, of the same kind as far as there are any."""
+    different = random.Random(gold).sample([other for other in golds if other != gold], len(golds) - 1)
+    return sorted(different, key=lambda other: kind(other) != kind(gold))[:count]
+
+
+def kind(answer: str) -> str:
+    if plain_number(answer) is not None:
+        return "number"
+    if plain_fraction(answer) is not None:
+        return "fraction"
+    if words(answer) is not None:
+        return "words"
+    if len(values(answer)) > 1:
+        return "list"
+    if re.search(r"=|<|>|\\[lg]eq?|\\in(?![a-z])", answer):
+        return "relation"
+    return "row" if re.match(r"(?:\\left)?\s*[(\[].*,|\\begin", answer) else "expression"
 
 
 def side_by_side(pairs: list[Pair], processes: int) -> dict:
-    """Rates and their ratio, the median of rounds. Ours has its processes started and proved, plain has its imports done."""
-    # Each round has golds of its own, so that no cache of either side has seen them.
-    parts = [pairs[len(pairs) * part // ROUNDS : len(pairs) * (part + 1) // ROUNDS] for part in range(ROUNDS)]
-    grader = Grader(RewardConfig(processes=processes, deadline_s=30))
-    grader.pool.warm()
-    grader.prove()
-    ratios, ours_s, plain_s, ms = [], 0.0, 0.0, []
-    ours_cpu_s, plain_cpu_s = -processor_seconds(grader), 0.0
-    with multiprocessing.get_context("spawn").Pool(1) as plain:
-        plain.apply(plain_seconds, ([(answer, gold) for answer, gold, _ in GOLDEN],))
-        for part in parts:
+    """Rates and their ratio, of rounds too. Ours has its processes started and proved, plain has its imports done."""
+    grader = ready_grader(processes)
+    ours, plain, ms, same = [], [], [], 0
+    ours_cpu, plain_cpu = -processor_seconds(grader), 0.0
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        process.apply(plain_verdicts, ([(boxed(answer), gold) for answer, gold, _ in GOLDEN],))
+        for part in rounds(pairs):
             start = time.perf_counter()
-            grades = grader.grade(part)
-            ours = time.perf_counter() - start
-            theirs, theirs_cpu = plain.apply(plain_seconds, (part,))
-            plain_cpu_s += theirs_cpu
-            ours_s, plain_s = ours_s + ours, plain_s + theirs
-            ratios.append(theirs / ours)
+            grades = grader.grade([(stated_answer(response), gold) for response, gold in part])
+            ours.append(time.perf_counter() - start)
+            verdicts, seconds, cpu = process.apply(plain_verdicts, (part,))
+            plain.append(seconds)
+            plain_cpu += cpu
             ms += [grade.ms for grade in grades]
-    ours_cpu_s += processor_seconds(grader)
+            same += sum((grade.outcome is Outcome.CORRECT) is verdict for grade, verdict in zip(grades, verdicts, strict=True))
+    ours_cpu += processor_seconds(grader)
     grader.close()
     ms.sort()
+    ratios = [theirs / own for theirs, own in zip(plain, ours, strict=True)]
     return {
-        "answers": len(pairs),
-        "answers_per_s": round(len(pairs) / ours_s),
-        "plain_answers_per_s": round(len(pairs) / plain_s),
-        "ratio": round(plain_s / ours_s, 2),
-        "work": round(plain_cpu_s / ours_cpu_s, 2),
+        "responses": len(pairs),
+        "per_s": round(len(pairs) / sum(ours)),
+        "plain_per_s": round(len(pairs) / sum(plain)),
+        "ratio": round(sum(plain) / sum(ours), 2),
         "ratio_of_rounds": {"median": round(statistics.median(ratios), 2), "least": round(min(ratios), 2)},
+        "work": round(plain_cpu / ours_cpu, 2),
+        "agree": round(same / len(pairs), 4),
         "ms": {"p50": round(ms[len(ms) // 2], 3), "p99": round(ms[int(len(ms) * 0.99)], 3), "max": round(ms[-1], 3)},
     }
+
+
+def ready_grader(processes: int, deadline_s: float = 30) -> Grader:
+    grader = Grader(RewardConfig(processes=processes, deadline_s=deadline_s))
+    grader.pool.warm()
+    grader.prove()
+    return grader
+
+
+def rounds(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    """Each has golds of its own, so that no cache of either side has seen them."""
+    for part in range(ROUNDS):
+        yield pairs[len(pairs) * part // ROUNDS : len(pairs) * (part + 1) // ROUNDS]
 
 
 def processor_seconds(grader: Grader) -> float:
@@ -123,14 +201,61 @@ def processor_seconds(grader: Grader) -> float:
     return time.process_time() + sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
 
-def plain_seconds(pairs: list[Pair]) -> tuple[float, float]:
-    """math-verify as its documentation has it, both sides in a box; in a process of its own. Seconds, processor seconds."""
+def plain_verdicts(pairs: list[Pair]) -> tuple[list[bool], float, float]:
+    """math-verify as documented, the gold in a box; in a process of its own. Verdicts, seconds, processor seconds."""
     from math_verify import parse, verify
 
     start, cpu_start = time.perf_counter(), time.process_time()
-    for answer, gold in pairs:
-        verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{answer}}}"))
-    return time.perf_counter() - start, time.process_time() - cpu_start
+    verdicts = [verify(parse(f"\\boxed{{{gold}}}"), parse(response)) for response, gold in pairs]
+    return verdicts, time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def attacked(cases: list[dict], golds: Sequence[str], processes: int) -> dict:
+    """How long each attack takes, which are accepted, and the speed of a grader after them against one that saw none."""
+    deadline_s = RewardConfig().deadline_s
+    attacked, spared = ready_grader(processes, deadline_s), ready_grader(processes, deadline_s)
+    algebra = needing_algebra(golds)
+    before = relative_speed(attacked, spared, algebra[: ROUNDS * SPARED])
+    seconds, accepted = [], []
+    for case in cases:
+        start = time.perf_counter()
+        [grade] = attacked.grade([(stated_answer(case["text"]), case["gold"])])
+        seconds.append(time.perf_counter() - start)
+        if case["expected"] is False and grade.outcome is Outcome.CORRECT:
+            accepted.append(case["id"])
+    killed = attacked.pool.killed
+    attacked.pool.warm()
+    attacked.prove()
+    after = relative_speed(attacked, spared, algebra[ROUNDS * SPARED : 2 * ROUNDS * SPARED])
+    attacked.close()
+    spared.close()
+    return {
+        "attacks": len(cases),
+        "deadline_s": deadline_s,
+        "slowest_s": round(max(seconds), 2),
+        "over_deadline_and_1_s": sum(second > deadline_s + 1 for second in seconds),
+        "at_deadline": sum(second >= deadline_s for second in seconds),
+        "processes_killed": killed,
+        "accepted_wrongly": accepted,
+        "speed_against_spared": {"before": round(before, 2), "after": round(after, 2)},
+    }
+
+
+def needing_algebra(golds: Sequence[str]) -> list[Pair]:
+    """Different pairs of an answer and a gold that are not decided at once."""
+    pairs = [(f"{answer} + z", f"{gold} + z") for gold in golds for answer in (*others(gold, golds, 3), f"{{{gold}}}")]
+    return [pair for pair in dict.fromkeys(pairs) if isinstance(plain_grade(*pair), Comparison)]
+
+
+def relative_speed(grader: Grader, other: Grader, pairs: list[Pair]) -> float:
+    """Rate of the first / rate of the second, on the same pairs, the one that begins alternating."""
+    seconds = {id(grader): 0.0, id(other): 0.0}
+    for index, part in enumerate(rounds(pairs)):
+        for each in (grader, other) if index % 2 else (other, grader):
+            start = time.perf_counter()
+            each.grade(part)
+            seconds[id(each)] += time.perf_counter() - start
+    return seconds[id(other)] / seconds[id(grader)]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,7 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
         ("40_8", "40_9"),
         (r"\text{(D)}", r"\text{(E)}"),
         (r"x \in [-2,9]", r"x \in [-2,7]"),
+        ("a b = 2, c", "a b = 3, c"),
     ],
 )
 def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:
@@ -206,17 +208,30 @@ def test_the_grader_agrees_with_the_labelled_cases(grader: Grader, capsys: pytes
 
 
 @pytest.mark.parametrize("extract", [last_boxed, stated_answer])
-def test_no_attack_is_accepted_or_takes_longer_than_the_deadline(extract: Callable[[str], str | None]) -> None:
-    grader, cases = Grader(RewardConfig(deadline_s=5)), rows("adversarial.jsonl")
+def test_no_attack_is_accepted_or_takes_more_processor_time_than_the_deadline(extract: Callable[[str], str | None]) -> None:
+    deadline_s, cases = 2.0, rows("adversarial.jsonl")
+    grader = Grader(RewardConfig(deadline_s=deadline_s))
     grader.prove()
     for case in cases:
-        start = time.monotonic()
+        own, before = time.process_time(), processor_seconds(grader)
         outcome = grade(grader, extract(case["text"]), case["gold"])
-        assert time.monotonic() - start < 60, case["id"]  # 6 on a machine that is free
+        after = processor_seconds(grader)
+        assert time.process_time() - own < 1, case["id"]
+        # The kernel has seen to those that are gone.
+        assert all(after[pid] - before[pid] < deadline_s + 1 for pid in before.keys() & after.keys()), case["id"]
         assert case["expected"] is not False or outcome is not Outcome.CORRECT, case["id"]
     grader.prove()
     assert len(grader.pool.workers) == 2
     grader.close()
+
+
+def processor_seconds(grader: Grader) -> dict[int, float]:
+    """Used by the grader's processes, by their ids."""
+    found = {}
+    for worker in grader.pool.workers:
+        fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
+        found[worker.process.pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def trajectory(*turns: Turn) -> Trajectory:

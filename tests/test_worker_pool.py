@@ -13,6 +13,7 @@ from srl.reward.pool import Comparison, WorkerPool
 from srl.trajectory import Outcome
 
 SLOW = r"\sum_{k=1}^{9999} k^{k}"  # runs until it is stopped
+HUGE = "9^{9^{9}}"  # one step of Python's, of many minutes
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,12 @@ def test_a_worker_that_cannot_stop_itself_is_killed_and_replaced(pool: WorkerPoo
     assert pool.killed == killed + 2
     assert outcomes(pool, Comparison("z+1", "1+z"), Comparison("z+1", "z")) == [Outcome.CORRECT, Outcome.INCORRECT]
     assert not before & {worker.process.pid for worker in pool.workers}
+
+
+def test_a_worker_that_alarms_cannot_reach_is_ended_by_the_kernel(pool: WorkerPool) -> None:
+    killed, died = pool.killed, pool.died
+    assert outcomes(pool, Comparison("x", "???"), Comparison(HUGE, "7")) == [None, Outcome.TIMEOUT]
+    assert pool.killed == killed + 1 and pool.died == died
 
 
 def test_workers_cannot_take_more_memory_than_the_setting(pool: WorkerPool) -> None:

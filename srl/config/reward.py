@@ -16,7 +16,7 @@ class RewardConfig(Section):
     )
     processes: int = Field(2, ge=1, description="Processes per actor that compare by algebra; plain numbers need none.")
     deadline_s: float = Field(
-        5.0, gt=0, description="Longest comparison, seconds, measured where it runs; then the process is stopped, and killed."
+        5.0, gt=0, description="Longest comparison, seconds of processor time; then the process is stopped, and killed."
     )
     memory_mib: int = Field(2048, ge=512, description="Address space of such a process, MiB; what needs more is unparsable.")
     recycle_after: int = Field(5000, ge=1, description="Comparisons after which such a process is replaced: sympy's caches grow.")

@@ -3,8 +3,8 @@
 import re
 from fractions import Fraction
 
+from srl.reward.differ import surely_differ
 from srl.reward.gold import Gold, split_unit, unit_name, without_measure
-from srl.reward.point import values_differ
 from srl.reward.refusals import LONGEST_ANSWER, too_explosive
 from srl.reward.spelling import (
     ELLIPSIS,
@@ -46,7 +46,7 @@ def decide(answer: str | None, gold: Gold) -> tuple[Outcome | None, str]:
         equal = same_numbers(left, right, gold.error)
     if equal is None:  # from the answer as it was written: 100,200 is a list where the gold is one
         equal = same_lists(values(bare), values(right), gold.error)
-    if equal is None and (other_shape(left, right) or (not gold.error and values_differ(left, right))):
+    if equal is None and (other_shape(left, right) or (not gold.error and surely_differ(left, right))):
         equal = False
     # math-verify drops the dots and compares what stands before them.
     if equal is None and (ELLIPSIS.search(left) or ELLIPSIS.search(right)):

@@ -1,81 +1,69 @@
-r"""The value of an answer at one point: enough to tell most wrong answers from the gold without a parser generator or sympy.
+r"""The value of an expression at one point: enough to tell most wrong answers from the gold without a parser generator or sympy.
 
-Reads a strict part of LaTeX in which nothing is ambiguous: numbers, single letters, `\pi`, `+ - * / ^`, `\cdot`, `\times`,
-`\frac`, `\sqrt`, parentheses and products by juxtaposition; and tuples, intervals, matrices, "y =" or "y \in" of these. Every
-letter has a fixed value, i that of the imaginary unit and e that of Euler's number. Different values prove that two answers
-differ; equal ones prove nothing here.
+Reads a strict part of LaTeX in which nothing is ambiguous: numbers, letters and Greek letters with their subscripts, `\pi`,
+`+ - * / ^ !`, `\cdot`, `\times`, `\frac`, `\sqrt`, `\binom`, elementary functions of an argument that is marked as such,
+parentheses and products by juxtaposition. Every symbol has a fixed value, i that of the imaginary unit and e that of Euler's
+number. Different values prove that two expressions differ; equal ones prove nothing here.
 """
 
 import cmath
 import math
 import re
+import zlib
+from collections.abc import Callable
 
 LONGEST = 200  # characters
 APART = 1e-6  # relative: more than floating point loses, and as much as the comparison forgives
-LARGEST = 1e100
-
-TOKENS = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<command>\\(?:[dt]?frac|sqrt|cdot|times|pi|infty)(?![A-Za-z]))|(?P<letter>[A-Za-z])"
-    r"|(?P<sign>[-+*/^(){}\[\],]))"
-)
-MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
-DEFINITION = re.compile(r"([A-Za-z](?:\([A-Za-z]\))?) ?(=|\\in(?![a-z])) ?(.+)")
+LARGEST = 1e250
 INFINITY = 1e50
-SPACING = re.compile(r"\\(?:left|right)(?![a-z])|(?<!\\)\\[,;: ]|~")
+
+FUNCTIONS: dict[str, Callable[[complex], complex]] = {
+    "sin": cmath.sin,
+    "cos": cmath.cos,
+    "tan": cmath.tan,
+    "cot": lambda argument: 1 / cmath.tan(argument),
+    "sec": lambda argument: 1 / cmath.cos(argument),
+    "csc": lambda argument: 1 / cmath.sin(argument),
+    "sinh": cmath.sinh,
+    "cosh": cmath.cosh,
+    "arcsin": cmath.asin,
+    "arccos": cmath.acos,
+    "arctan": cmath.atan,
+    "ln": cmath.log,
+    "exp": cmath.exp,
+}
+GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
+    "|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
+)
+SYMBOL = rf"(?:[A-Za-z]|\\(?:var)?(?:{GREEK})(?![A-Za-z]))(?:\s*_(?:[A-Za-z0-9]|\{{[A-Za-z0-9]+\}}))?"
+SYMBOL_ALONE = re.compile(SYMBOL)
+TOKENS = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)"
+    rf"|(?P<command>\\(?:[cdt]?frac|[dt]?binom|sqrt|cdot|times|pi|infty|{'|'.join(FUNCTIONS)})(?![A-Za-z]))"
+    rf"|(?P<symbol>{SYMBOL})|(?P<sign>[-+*/^(){{}}\[\]!]))"
+)
+# math-verify makes commands of some words that lack their backslash, and takes others for units.
+WORDS = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|[Pp]i|PI|ln|mu|nu|xi|[ckm]m|[km]g|hr|ft|lb|oz|ml|in|or|if)(?![A-Za-z])")
 
 
 class Unread(Exception):
     """The text is not of the part of LaTeX that is read here."""
 
 
-def values_differ(left: str, right: str) -> bool:
-    """Whether two normalised answers of one shape have different values; False where that is not sure."""
-    try:
-        (shape, values), (other_shape, other_values) = read(left), read(right)
-    except (Unread, ArithmeticError, ValueError, RecursionError):
-        return False
-    if shape != other_shape:
-        return False
-    return any(abs(a - b) > APART * (1 + abs(a) + abs(b)) for a, b in zip(values, other_values, strict=True))
-
-
-def read(text: str) -> tuple[str, list[complex]]:
-    """The shape of an answer and its values: "(,]" and two values of an interval, "" and one of an expression. Raises Unread."""
-    if len(text) > LONGEST:
-        raise Unread
-    text = SPACING.sub(" ", text).strip()
-    if matrix := MATRIX.fullmatch(text):
-        rows = [[value(cell) for cell in row.split("&")] for row in matrix[2].split("\\\\")]
-        return "matrix" + ",".join(str(len(row)) for row in rows), [found for row in rows for found in row]
-    if definition := DEFINITION.fullmatch(text):
-        shape, found = read(definition[3])
-        return definition[1] + definition[2] + shape, found
-    tokens = tokenise(text)
-    if tokens[:1] not in (["("], ["["]) or "," not in tokens:
-        return "", [value(text)]
-    reader, found = Reader(tokens[1:]), []
-    while not found or reader.next == ",":
-        if found:
-            reader.take()
-        found.append(finite(reader.sum()))
-    closing = reader.take()
-    if closing not in (")", "]") or reader.next:
-        raise Unread
-    return tokens[0] + "," * (len(found) - 1) + closing, found
-
-
 def value(text: str) -> complex:
+    """Raises Unread, ArithmeticError or ValueError for what has no value here."""
+    if len(text) > LONGEST or WORDS.search(re.sub(r"_\{\w+\}", "", text)):
+        raise Unread
     reader = Reader(tokenise(text))
-    found = finite(reader.sum())
-    if reader.next:
+    found = reader.sum()
+    if reader.next or not cmath.isfinite(found) or abs(found) > LARGEST:
         raise Unread
     return found
 
 
-def finite(number: complex) -> complex:
-    if not cmath.isfinite(number) or abs(number) > LARGEST:
-        raise Unread
-    return number
+def apart(left: complex, right: complex) -> bool:
+    return abs(left - right) > APART * (1 + abs(left) + abs(right))
 
 
 def tokenise(text: str) -> list[str]:
@@ -123,7 +111,7 @@ class Reader:
             elif self.next == "/":
                 self.take()
                 value, divided = value / self.power(), True
-            elif self.next and self.next not in "+-^)}],":
+            elif self.next and self.next not in "+-^)}]":
                 # 1/2x is read by some as half an x and by others as one over 2x; 2 3 is no product; 1\frac{1}{2} is a sum.
                 if divided or self.next[0].isdigit() or self.next == "[" or "frac" in self.next:
                     raise Unread
@@ -133,11 +121,14 @@ class Reader:
 
     def power(self) -> complex:
         base = self.atom()
+        if self.next == "!":
+            self.take()
+            base = factorial(base)
         if self.next != "^":
             return base
         self.take()
-        exponent = self.group() if self.next == "{" else self.digit()
-        if self.next == "^" or abs(exponent) > 1000:
+        exponent = self.argument()
+        if self.next in ("^", "!") or abs(exponent) > 1000:
             raise Unread
         return base**exponent
 
@@ -153,16 +144,37 @@ class Reader:
             self.tokens.append(token)
             return self.group()
         if token.endswith("frac"):
-            return self.group() / self.group()
+            return self.argument() / self.argument()
+        if token.endswith("binom"):
+            upper, lower = self.argument(), self.argument()
+            return factorial(upper) / (factorial(lower) * factorial(upper - lower))
         if token == "\\sqrt":
             return self.root()
         if token == "\\pi":
             return complex(math.pi)
         if token == "\\infty":
             return complex(INFINITY)
-        if len(token) == 1 and token.isalpha():
-            return letter(token)
-        raise Unread
+        if token[1:] in FUNCTIONS:
+            return self.function(FUNCTIONS[token[1:]])
+        return symbol(token)
+
+    def function(self, function: Callable[[complex], complex]) -> complex:
+        """Of an argument in parentheses or braces, or of one atom with which the term ends: who knows what sin x y is?"""
+        exponent = 1 + 0j
+        if self.next == "^":
+            self.take()
+            exponent = self.argument()
+            if exponent.imag or exponent.real <= 0:  # the power -1 is an inverse function
+                raise Unread
+        if self.next in ("(", "{"):
+            argument = self.atom()
+            if self.next in ("^", "!", "("):
+                raise Unread
+        else:
+            argument = self.atom()
+            if self.next not in ("", "+", "-", ")", "}", "]"):
+                raise Unread
+        return function(argument) ** exponent
 
     def root(self) -> complex:
         degree = 2 + 0j
@@ -170,7 +182,7 @@ class Reader:
             self.take()
             degree = complex(int(self.digits()))
             self.take("]")
-        radicand = self.group()
+        radicand = self.argument()
         # Even of a negative number the principal root; which cube root of a negative number is meant, nobody says.
         if degree != 2 and (radicand.imag or radicand.real < 0):
             raise Unread
@@ -188,20 +200,31 @@ class Reader:
             raise Unread
         return token
 
-    def digit(self) -> complex:
-        """LaTeX takes one digit or letter after a bare caret: x^23 is x squared times three, which nobody means."""
+    def argument(self) -> complex:
+        """A group, or the digit or symbol that LaTeX takes without braces: x^23 is x squared times three, which nobody means."""
+        if self.next == "{":
+            return self.group()
         token = self.take()
-        if len(token) != 1 or not token.isalnum():
-            raise Unread
-        return complex(float(token)) if token.isdigit() else letter(token)
+        if len(token) == 1 and token.isdigit():
+            return complex(float(token))
+        if token == "\\pi":
+            return complex(math.pi)
+        return symbol(token)
 
 
-def letter(name: str) -> complex:
-    """Capitals are the same letters to math-verify, but I and E are nobody's units. Positive, so that roots hold everywhere."""
-    if name in "EI":
+def factorial(number: complex) -> complex:
+    if number.imag or number.real > 100:
+        raise Unread
+    return complex(math.gamma(number.real + 1))
+
+
+def symbol(name: str) -> complex:
+    """Capitals are the same symbols to math-verify, but I and E are nobody's units. Positive, so that roots hold everywhere."""
+    plain = re.sub(r"\\(?:var)?|[\s{}]", "", name).lower()
+    if not SYMBOL_ALONE.fullmatch(name) or name[0] in "EI" or (name[0] in "ei" and len(plain) > 1):
         raise Unread
     if name == "i":
         return 1j
     if name == "e":
         return complex(math.e)
-    return complex(1 + math.sqrt(ord(name.lower()) - 90) / 3)
+    return complex(1 + 3 * zlib.crc32(plain.encode()) / 2**32)

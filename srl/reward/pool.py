@@ -3,22 +3,24 @@
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srl.trajectory import Outcome
 
 START_S = 120.0  # a process imports sympy and proves itself in about two seconds; a machine may be busy
-GRACE_S = 0.5  # between the deadline, at which a worker gives up by itself, and SIGKILL
+PATIENCE = 4  # deadlines, which are of processor time, before a worker is killed that has not answered, on a busy machine too
 IN_FLIGHT = 2  # comparisons that a worker has: the next one waits in its pipe
-TRIES = 4  # at a comparison whose worker died (then it is what kills them) or got too little of the machine to tell
-STARVED = 0.5  # of the deadline: a comparison that had less processor time by then was not slow, the machine was
+TRIES = 4  # at a comparison whose worker died: then it is what kills them
+NEAR = 32  # comparisons among which a worker looks for one whose gold it has parsed
 FAILED_STARTS = 20  # in a row
 PACKAGE = Path(__file__).parents[2]
 
@@ -48,6 +50,14 @@ class Batch:
         self.tries = [0] * len(comparisons)
         self.replies: dict[int, Reply] = {}
 
+    def take(self, gold: str | None, of_others: set[str | None]) -> int:
+        """The next that waits; of the first few rather one with this gold, or else one whose gold no other worker has parsed."""
+        near = [self.comparisons[index].gold for index in islice(self.waiting, NEAR)]
+        place = near.index(gold) if gold in near else next((i for i, found in enumerate(near) if found not in of_others), 0)
+        index = self.waiting[place]
+        del self.waiting[place]
+        return index
+
     def again(self, index: int, otherwise: Reply) -> None:
         """Let it wait for another try; after too many it has this reply."""
         self.tries[index] += 1
@@ -72,6 +82,7 @@ class Worker:
         )
         os.set_blocking(self.process.stdout.fileno(), False)
         self.sent: deque[int] = deque()
+        self.gold: str | None = None  # of the last comparison sent
         self.since = time.monotonic()
         self.ready = False
         self.answered = 0
@@ -87,6 +98,7 @@ class Worker:
         if not self.sent:
             self.since = time.monotonic()
         self.sent.append(index)
+        self.gold = comparison.gold
         return True
 
     def replies(self) -> tuple[list[dict[str, Any]], bool]:
@@ -149,7 +161,8 @@ class WorkerPool:
             if alive and not late:
                 continue
             worker.kill()
-            self._account(worker, late, batch)
+            # The kernel ends one that is past its processor time and cannot stop itself.
+            self._account(worker, late or worker.process.returncode == -signal.SIGXCPU, batch)
             self.workers[place] = Worker(self.deadline_s, self.memory_mib)
 
     def close(self) -> None:
@@ -173,9 +186,10 @@ class WorkerPool:
                 self.workers[place] = Worker(self.deadline_s, self.memory_mib)
             elif worker.ready and worker.answered < self.recycle_after:
                 while waiting and len(worker.sent) < min(IN_FLIGHT, share):
-                    if not worker.send(waiting[0], batch.comparisons[waiting[0]]):
+                    index = batch.take(worker.gold, {other.gold for other in self.workers if other is not worker})
+                    if not worker.send(index, batch.comparisons[index]):
+                        waiting.appendleft(index)
                         break
-                    waiting.popleft()
 
     def _wait(self) -> None:
         """Until a worker writes something, dies, or is late."""
@@ -198,18 +212,14 @@ class WorkerPool:
                 continue
             worker.answered += 1
             index, outcome = worker.sent.popleft(), line.get("outcome")
-            reply = Reply(outcome and Outcome(outcome), line.get("ms", 0.0), line.get("invalid_gold", ""))
-            if outcome == Outcome.TIMEOUT and line["cpu_s"] < STARVED * self.deadline_s:
-                batch.again(index, reply)
-            else:
-                batch.replies[index] = reply
+            batch.replies[index] = Reply(outcome and Outcome(outcome), line.get("ms", 0.0), line.get("invalid_gold", ""))
         return alive
 
     def _late(self, worker: Worker) -> bool:
         return (bool(worker.sent) or not worker.ready) and time.monotonic() > worker.since + self._limit(worker)
 
     def _limit(self, worker: Worker) -> float:
-        return self.deadline_s + GRACE_S if worker.ready else START_S
+        return PATIENCE * self.deadline_s if worker.ready else START_S
 
     def _account(self, worker: Worker, late: bool, batch: Batch) -> None:
         """What a dead worker had not answered waits again; the first of it, which it was at, may be what killed it."""
@@ -219,11 +229,11 @@ class WorkerPool:
             if self.failed_starts >= FAILED_STARTS:
                 code = worker.process.returncode
                 raise RuntimeError(f"{FAILED_STARTS} grading workers in a row died or hung at their start (exit code {code})")
-        elif late:
+        elif late and unanswered:
             self.killed += 1
             batch.replies[unanswered.pop(0)] = Reply(Outcome.TIMEOUT, 1000 * self._limit(worker))
         else:
             self.died += 1
-        batch.waiting.extendleft(reversed(unanswered[1:] if not late else unanswered))
-        if unanswered and not late:
-            batch.again(unanswered[0], Reply(Outcome.UNPARSABLE, 0.0))
+            if unanswered:
+                batch.again(unanswered.pop(0), Reply(Outcome.UNPARSABLE, 0.0))
+        batch.waiting.extendleft(reversed(unanswered))

@@ -30,6 +30,7 @@ NOT_A_UNIT = re.compile(  # words that change the number before them
     re.IGNORECASE,
 )
 IN_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+CLOCK = re.compile(r"0?(\d{1,2}:\d\d(?::\d\d)?)\s*([ap])\.?\s*m\.?", re.IGNORECASE)  # 4:30 p.m.
 DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))$")
 SUBSCRIPT = re.compile(r"_\{\s*\\(max|min|sup|inf|odot|oplus|star)\s*\}")
 EULER_SUBSCRIPT = re.compile(r"(?<![A-Za-z\\])([Ee])_(?=[\d{])")  # E_1 is an energy; math-verify sees Euler's number
@@ -81,7 +82,7 @@ def plain_spelling(text: str) -> str:
     bare = DEGREES.sub("", text)
     if SCIENTIFIC.fullmatch(bare) or GROUPED.fullmatch(bare):
         text = bare
-    return re.sub(SEPARATOR, "", text) if GROUPED.fullmatch(text) else text
+    return re.sub(SEPARATOR, "", text) if GROUPED.fullmatch(text.removeprefix(r"\$").lstrip()) else text
 
 
 def compact(answer: str) -> str:
@@ -129,10 +130,12 @@ def is_integer(answer: str) -> bool:
 
 
 def words(answer: str) -> str | None:
-    r"""Lower-case words of an answer that is nothing but `\text{words}`, or the letter of a choice, `\text{(E)}`; else None.
+    r"""Lower-case words of an answer that is nothing but `\text{words}`, the letter of a choice, `\text{(E)}`, or a time of day.
 
-    Other single letters are variables.
+    None for all others; other single letters are variables.
     """
+    if clock := CLOCK.fullmatch(IN_TEXT.sub(r"\1", answer)):
+        return f"{clock[1]} {clock[2].lower()}m"
     match = IN_TEXT.fullmatch(answer)
     inner = " ".join((match[1] if match else "").split()).strip(" .()")
     return inner.lower() if re.fullmatch(r"[A-H]|[A-Za-z][A-Za-z' -]+", inner) else None

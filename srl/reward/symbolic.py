@@ -54,7 +54,7 @@ def compare_lists(found: list[str], wanted: list[Readings], error: float) -> Out
     for target in wanted:
         match = next((index for index, value in enumerate(waiting) if same(value, target, error) is Outcome.CORRECT), None)
         if match is None:
-            return Outcome.INCORRECT if all(map(expression, waiting)) else Outcome.UNPARSABLE
+            return Outcome.INCORRECT if all(expression(value) is not None for value in waiting) else Outcome.UNPARSABLE
         del waiting[match]
     return Outcome.CORRECT
 

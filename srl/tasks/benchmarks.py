@@ -40,7 +40,9 @@ def olympiad_question(row: Row) -> str:
 def boxed_in_solution(row: Row) -> str | None:
     """MATH, Minerva, NuminaMath-CoT: the last box of the solution; hub copies that have an `answer` column repeat it there."""
     answer = row.get("answer")
-    return str(answer) if answer is not None else last_boxed(row["solution"])
+    if answer is not None or ("answer" in row and "solution" not in row):
+        return None if answer is None else str(answer)
+    return last_boxed(row["solution"])
 
 
 def after_marker(row: Row) -> str:

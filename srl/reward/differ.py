@@ -1,0 +1,112 @@
+r"""Whether two answers surely differ, from the values of their parts at one point (srl/reward/point.py).
+
+An answer is a list of elements: numbers (any expression of one value) and rows (tuples, matrices, intervals and their unions).
+Whether they are taken as sets, tuples or lists: answers of which one has a value that the other has not are not equal.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+from srl.reward.point import SYMBOL, Unread, apart, value
+from srl.reward.spelling import NOT_A_UNIT, values
+
+LONGEST = 400  # characters
+MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
+DEFINITION = re.compile(rf"({SYMBOL}(?:\([A-Za-z]\))?) ?(?:=|\\in(?![a-z])) ?(.+)")
+SPACING = re.compile(r"\\(?:left|right)(?![a-z])|(?<!\\)\\[,;: ]|~")
+UNION = re.compile(r"\\cup(?![a-z])")
+UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z. ]+)\}(?:\s*\^\s*\{?[23]\}?)?$")
+PERCENT = re.compile(r"\s*\\?%$")
+THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+
+class Element(NamedTuple):
+    """`name`: the x of x = 5; `kind`: number, percent or row."""
+
+    name: str
+    kind: str
+    numbers: tuple[complex, ...]
+
+
+def surely_differ(left: str, right: str) -> bool:
+    """Whether two normalised answers have different values; False where that is not sure."""
+    first, second = elements(left), elements(right)
+    if not first or not second:
+        return False
+    if len(first) != len(second):
+        # One is 3.5 to some and a list to others.
+        if DECIMAL_COMMA.fullmatch(left) or DECIMAL_COMMA.fullmatch(right):
+            return False
+        first, second = taken_apart(first, second), taken_apart(second, first)
+    return without_partner(first, second) or without_partner(second, first)
+
+
+def taken_apart(these: Sequence[Element], others: Sequence[Element]) -> Sequence[Element]:
+    """The values of a single row, if the other answer is a list of numbers: some write (1,2) for 1, 2."""
+    if len(these) == 1 and these[0].kind == "row" and all(other.kind in ("number", "percent") for other in others):
+        return [Element("", "number", (number,)) for number in these[0].numbers]
+    return these
+
+
+def without_partner(these: Sequence[Element], others: Sequence[Element]) -> bool:
+    return any(all(differ(one, other) for other in others) for one in these)
+
+
+def differ(left: Element, right: Element) -> bool:
+    if left.name and right.name and left.name != right.name:  # one equation in two forms, perhaps
+        return False
+    if "percent" in (left.kind, right.kind) and {left.kind, right.kind} <= {"number", "percent"}:  # 28 % is 28 and 0.28
+        scales = [(1, 0.01) if element.kind == "percent" else (1,) for element in (left, right)]
+        return all(apart(left.numbers[0] * one, right.numbers[0] * other) for one, other in product(*scales))
+    if len(left.numbers) != len(right.numbers):
+        return True
+    return any(apart(one, other) for one, other in zip(left.numbers, right.numbers, strict=True))
+
+
+@lru_cache(maxsize=8192)
+def elements(text: str) -> tuple[Element, ...]:
+    """Of a normalised answer; none if any part of it is not read."""
+    if len(text) > LONGEST or THOUSANDS.search(text):
+        return ()
+    try:
+        return tuple(element(part) for part in values(SPACING.sub(" ", text)))
+    except (Unread, ArithmeticError, ValueError, RecursionError):
+        return ()
+
+
+def element(text: str) -> Element:
+    text = text.strip().removeprefix(r"\$").lstrip()
+    if definition := DEFINITION.fullmatch(text):
+        return element(definition[2])._replace(name=re.sub(r"[\s{}]", "", definition[1]).lower())
+    if (unit := UNIT.search(text)) and not NOT_A_UNIT.search(unit[1]):
+        text = text[: unit.start()]
+    if matrix := MATRIX.fullmatch(text):
+        cells = [cell for row in matrix[2].split("\\\\") for cell in row.split("&")]
+        return Element("", "row", tuple(map(value, cells)))
+    if UNION.search(text):
+        return union([element(part) for part in UNION.split(text)])
+    if text[:1] in ("(", "[") and len(inside := values(text[1:-1])) > 1 and text[-1:] in (")", "]"):
+        return Element("", "row", tuple(map(value, inside)))
+    if PERCENT.search(text):
+        return Element("", "percent", (value(PERCENT.sub("", text)),))
+    return Element("", "number", (value(text),))
+
+
+def union(parts: Sequence[Element]) -> Element:
+    """Ends of the intervals after those that touch are joined: unions of other ends are other sets. Raises Unread for more."""
+    merged: list[list[float]] = []
+    for part in sorted(parts, key=lambda part: part.numbers[0].real):
+        if part.kind != "row" or len(part.numbers) != 2 or part.name or any(number.imag for number in part.numbers):
+            raise Unread
+        start, end = (number.real for number in part.numbers)
+        if start >= end:
+            raise Unread
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(end, merged[-1][1])
+        else:
+            merged.append([start, end])
+    return Element("", "row", tuple(complex(end) for interval in merged for end in interval))

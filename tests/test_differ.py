@@ -1,0 +1,113 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srl.reward.differ import Element, elements, surely_differ
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3", [("", "number", (3,))]),
+        ("(1, 2)", [("", "row", (1, 2))]),
+        (r"\left( 3, \frac{1}{2}, -4 \right]", [("", "row", (3, 0.5, -4))]),
+        (r"x \in (-\infty, 0]", [("x", "row", (-1e50, 0))]),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & \frac{1}{2} \end{pmatrix}", [("", "row", (1, 2, 3, 0.5))]),
+        ("f(x) = 2", [("f(x)", "number", (2,))]),
+        (r"44\%", [("", "percent", (44,))]),
+        (r"\frac{68}{3}\text{ pounds}", [("", "number", (68 / 3,))]),
+        (r"x=1 \text{ or } x=2", [("x", "number", (1,)), ("x", "number", (2,))]),
+        (r"\left\{1, (2,3)\right\}", [("", "number", (1,)), ("", "row", (2, 3))]),
+        (r"(5,6) \cup [0,1) \cup (1,2]", [("", "row", (0, 2, 5, 6))]),
+    ],
+)
+def test_answers_are_lists_of_elements(text: str, expected: list[tuple]) -> None:
+    assert elements(text) == tuple(Element(*element) for element in expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "(1,2",
+        "(1,)",
+        "1,234",
+        "(1,234)",
+        "x=1=1",
+        r"5 \text{ million}",
+        r"\pm 3",
+        r"(2,1) \cup (3,4)",
+        r"\{1\} \cup (3,4)",
+        "x>5",
+    ],
+)
+def test_whatever_may_be_meant_in_two_ways_has_no_elements(text: str) -> None:
+    assert elements(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [("x+1", "1+x"), (r"\frac{1}{3}", "0.333333"), ("(x+1)^2", "x^2+2x+1"), ("(1,2)", "(1,2)"), (r"\sqrt{12}", r"2\sqrt{3}")]
+    + [
+        ("e", "2.718281828"),
+        ("x=5", "5"),
+        ("x=5", "y=6"),
+        ("(1,2)", "2, 1"),
+        ("1, 1", "1"),
+        ("3,5", r"\frac{7}{2}"),
+        (r"28\%", "28"),
+        (r"28\%", "0.28"),
+        (r"(-\infty,1) \cup (1,\infty)", r"(-\infty,2) \cup (0,\infty)"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,2)"),
+        (r"\frac{1}{2}\text{ hours}", "0.5"),
+        ("sqrt(2)", r"\sqrt{2}"),
+        ("x=1, y=2", "(1,2)"),
+    ],
+)
+def test_equal_values_and_unread_texts_prove_nothing(left: str, right: str) -> None:
+    assert not surely_differ(left, right) and not surely_differ(right, left)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("x+1", "x+2"),
+        ("x", "y"),
+        ("[1,2)", "[1,3)"),
+        ("[1,2]", "(1,3)"),
+        ("x=1", "x=2"),
+        ("x=5", "4"),
+        (r"(-\infty,1)", r"(\infty,1)"),
+        ("(1,2)", "(2,1)"),
+        ("(1,2)", "3"),
+        ("(1,2)", "(1,2,3)"),
+        ("1, 2", "1, 3"),
+        ("1, 2, 3", "1, 2"),
+        ("3", "1, 3"),
+        ("(1,2), (3,4)", "(1,2), (4,3)"),
+        (r"\pi", "3.14"),
+        ("x^2", "x^{3}"),
+        ("i", "1"),
+        (r"28\%", "29"),
+        (r"28\%", r"29\%"),
+        (r"\alpha", "x"),
+        (r"C_{1} e^{t}", r"C_{2} e^{t}"),
+        (r"\sin(2t)", r"\cos(2t)"),
+        (r"(-\infty,-8) \cup (8,\infty)", r"(-\infty,-7) \cup (8,\infty)"),
+        ("f(x)=x, f(x)=-x", "f(x)=x, f(x)=2-x"),
+    ],
+)
+def test_different_values_prove_a_difference(left: str, right: str) -> None:
+    assert surely_differ(left, right) and surely_differ(right, left)
+
+
+NUMBERS = st.lists(st.integers(-9, 9), min_size=1, max_size=5)
+
+
+@given(NUMBERS, st.randoms())
+def test_lists_differ_exactly_where_their_sets_do(numbers: list[int], random) -> None:
+    other = list(numbers)
+    random.shuffle(other)
+    assert not surely_differ(", ".join(map(str, numbers)), ", ".join(map(str, other)))
+    other[0] = 10
+    assert surely_differ(", ".join(map(str, numbers)), ", ".join(map(str, other)))
