@@ -103,7 +103,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory):
     """A run directory whose watchdog looks five times a second and calls two seconds without movement a stall."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=4, namespace="srl-tiny", include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        namespace="srl-tiny",
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+    )
     run = RunDirectory(Config(run=RunConfig(directory=str(tmp_path_factory.mktemp("runs")))))
     lines: list[str] = []
     watchdog = Watchdog(run, "tiny", interval_s=0.2, stall_s=2.0, tell=lines.append)

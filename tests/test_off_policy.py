@@ -1,6 +1,7 @@
 """A policy update on trajectories of an older policy, with a learner in this process."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import srl.driver.policy
 from srl.config import load_config
 from srl.driver.policy import PolicyUpdate
+from srl.driver.rl import Training
 from srl.learner.batch import Example, collate
 from srl.learner.group import token_weight
 from srl.learner.losses import Loss
@@ -85,3 +87,18 @@ def test_groups_that_teach_nothing_are_named(update):
     assert update.silent == {"p"}
     update.step(trajectories(update, 0.0), 0, 0.0)
     assert update.silent == set()
+
+
+def test_hands_are_shaken_only_by_workers_and_learners_that_agree(update):
+    recorded = {}
+
+    def shake(shift: float) -> None:
+        pool = SimpleNamespace(generate=lambda protocol, asked, temperature: trajectories(update, shift))
+        run = SimpleNamespace(record=lambda phase, step, **values: recorded.update(values))
+        session = SimpleNamespace(config=update.config, pool=lambda: pool, run=run)
+        Training.shake_hands(SimpleNamespace(session=session, update=update, validation=[], step=0))
+
+    shake(0.0)
+    assert recorded["tokens"] == 12 and recorded["gap"] == pytest.approx(0, abs=1e-5)
+    with pytest.raises(RuntimeError, match="disagree by 0.200 nats per token after a weight sync"):
+        shake(0.2)

@@ -101,6 +101,15 @@ def test_logits_in_parts_give_the_same_gradients(monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_gradient_checkpointing_changes_no_gradient():
+    model = small_model()
+    model.set_attn_implementation(ATTENTION)
+    module = TokenLogprobs(model.train())
+    whole = gradients(module, [EXAMPLES])
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients(module, [EXAMPLES]), whole)
+
+
 def test_a_sequence_beyond_the_models_window_is_refused():
     config = Qwen2Config(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,

@@ -76,4 +76,5 @@ def forget_after(run: RunDirectory, step: int) -> list[dict[str, Any]]:
     """
     forget(run.file("ledger.jsonl"), {"rl": step})
     first = {"rl": step, "alarm": step, "rl-validation": step + 1, "handshake": step}
+    run.scalars.forget(first)
     return [record for record in forget(run.file("metrics.jsonl"), first) if record["phase"] == "rl"]

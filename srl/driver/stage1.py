@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from srl.config import ConfigError, Stage1Config
 from srl.driver.session import Session
+from srl.learner.batch import Example
 from srl.learner.checkpoint import Checkpoints, read_state
-from srl.learner.group import LearnerGroup
+from srl.learner.group import LearnerGroup, LearnerLost
 from srl.learner.losses import sft_loss
 from srl.learner.schedule import schedule
 from srl.observe.records import forget
@@ -76,9 +77,12 @@ def assemble_demonstrations(session: Session) -> dict:
 
 
 def fine_tune(session: Session, say: Callable[[str], None]) -> None:
-    """Supervised fine-tuning; the checkpoint with the lowest validation loss is kept."""
-    config, settings, run = session.config, session.config.sft, session.run
-    demonstrations = run.file("stage1/demonstrations.parquet")
+    """Supervised fine-tuning; the checkpoint with the lowest validation loss is kept.
+
+    Learners that die begin again from the last checkpoint. Raises RuntimeError when they do more than `learner.retries` times.
+    """
+    config, settings = session.config, session.config.sft
+    demonstrations = session.run.file("stage1/demonstrations.parquet")
     if not demonstrations.exists():
         raise ConfigError(f"{demonstrations}: no demonstrations; run stage1 first")
     train, validation = (load_demonstrations(demonstrations, split) for split in ("train", "validation"))
@@ -86,9 +90,27 @@ def fine_tune(session: Session, say: Callable[[str], None]) -> None:
         raise ConfigError(f"{demonstrations}: one problem alone cannot be trained and held out; sample more with stage1.prompts")
     session.rewards()
     learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip)
+    for left in range(config.learner.retries, -1, -1):
+        try:
+            train_epochs(session, learners, train, validation, say)
+            break
+        except LearnerLost as error:
+            if not left:
+                raise RuntimeError(f"learner.retries={config.learner.retries}: {error}") from error
+            say(f"{error}; going on from the last checkpoint")
+            learners.rebuild()
+    learners.close()
+
+
+def train_epochs(
+    session: Session, learners: LearnerGroup, train: list[Example], validation: list[Example], say: Callable[[str], None]
+) -> None:
+    """The optimizer steps that are left after the last checkpoint."""
+    config, settings, run = session.config, session.config.sft, session.run
     store = Checkpoints(run.file("resume/sft"), config.learner.keep_checkpoints)
     first, best = continue_from(store, learners)
     forget(run.file("metrics.jsonl"), {"sft": first})
+    run.scalars.forget({"sft": first})
     per_epoch = -(-len(train) // settings.batch)
     steps = per_epoch * settings.epochs
     rate = functools.partial(schedule, steps=steps, warmup_steps=round(settings.warmup * steps), decay=True)
@@ -107,7 +129,6 @@ def fine_tune(session: Session, say: Callable[[str], None]) -> None:
                 learners.save(Path(run.file("checkpoints/ift")))
         if index == per_epoch - 1 or (step + 1) % settings.checkpoint_every == 0:
             store.save(step + 1, {"step": step + 1, "best": best}, learners.save_state)
-    learners.close()
 
 
 def continue_from(store: Checkpoints, learners: LearnerGroup) -> tuple[int, float]:

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from srl.config import Config, ConfigError
+from srl.observe.scalars import Scalars
 
 # Settings that say where and how to run; changing them does not make it another run.
 FREE = {
@@ -66,7 +67,7 @@ class RunDirectory:
         for folder in ("stage1/samples", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        self._tensorboard = None
+        self.scalars = Scalars(self.path / "tensorboard")
         self.current, self.step, self.moved = "start", 0, time.monotonic()
         self.listeners: list[Callable[[str, int, Mapping[str, Any]], None]] = []
 
@@ -121,13 +122,7 @@ class RunDirectory:
             return
         for listener in self.listeners:
             listener(phase, step, values)
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self.file("tensorboard")), flush_secs=10)
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(f"{phase}/{name}", value, step)
+        self.scalars.add(phase, step, values)
 
     def add_row(self, row: dict[str, Any], trajectories: list[dict[str, Any]]) -> None:
         """Put a row into results.json, in place of an earlier one of the same method and benchmark, and keep its samples."""
@@ -145,8 +140,7 @@ class RunDirectory:
         return json.loads(file.read_text())["rows"] if file.exists() else []
 
     def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self.scalars.close()
 
 
 def write_text(path: Path, text: str) -> None:
