@@ -37,14 +37,11 @@ SETS = {
 SHOWN = ["turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures"]
 
 
-def srl(command: list[str], log: Path) -> int:
-    """Exit status of one command line, its output appended to `log`."""
-    with log.open("a") as file:
-        return subprocess.run([sys.executable, "-m", "srl.main", *command], stdout=file, stderr=subprocess.STDOUT).returncode
-
-
 def must(command: list[str], log: Path) -> None:
-    if code := srl(command, log):
+    """Run one command line, its output appended to `log`."""
+    with log.open("a") as file:
+        code = subprocess.run([sys.executable, "-m", "srl.main", *command], stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
         raise SystemExit(f"srl {' '.join(command)} ended with {code}: see {log}")
 
 
@@ -82,11 +79,12 @@ def one_seed(what: str, seed: int, folder: Path, most: int, settings: list[str])
         for command in ("stage1", "sft"):
             must([command, *line], log)
         protocol = load_config("tiny.yaml", line).own_protocol
-        must(["evaluate", "--model", "ift", *line], log)
+        # Every right attempt is said to be wrong: c2i over turn1 is then p(c->i). Without verdicts there is nothing to replace.
+        misleading = "" if name.startswith("raft") else f"misleading_{protocol.removeprefix('long_')}"
+        asked = [f"--protocol={one}" for one in (protocol, misleading) if one]
+        must(["evaluate", "--model", "ift", *asked, *line], log)
         found = {"set": name, "seed": seed, "size": size, **row_of(folder / title, protocol)}
-        # Every right attempt is said to be wrong: c2i over turn1 is then p(c->i). Without such a protocol it stays empty.
-        misleading = f"misleading_{protocol.removeprefix('long_')}"
-        if not name.startswith("raft") and srl(["evaluate", "--model", "ift", "--protocol", misleading, *line], log) == 0:
+        if misleading:
             misled = row_of(folder / title, misleading)
             found["p_c2i"] = round(100 * misled["c2i"] / misled["turn1"], 2) if misled["turn1"] else None
         rows.append(found | {"classes": json.loads((folder / title / "stage1" / "card.json").read_text())["classes"]})
