@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.reward.differ import Element, elements, surely_differ
+from srl.reward.differ import elements, surely_differ
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,7 @@ from srl.reward.differ import Element, elements, surely_differ
         (r"x \in (-\infty, 0]", [("x", "row", (-1e50, 0))]),
         (r"\begin{pmatrix} 1 & 2 \\ 3 & \frac{1}{2} \end{pmatrix}", [("", "row", (1, 2, 3, 0.5))]),
         ("f(x) = 2", [("f(x)", "number", (2,))]),
+        (r"-1 \frac{1}{2}", [("", "number", (-1.5,))]),
         (r"44\%", [("", "percent", (44,))]),
         (r"\frac{68}{3}\text{ pounds}", [("", "number", (68 / 3,))]),
         (r"x=1 \text{ or } x=2", [("x", "number", (1,)), ("x", "number", (2,))]),
@@ -22,7 +23,7 @@ from srl.reward.differ import Element, elements, surely_differ
     ],
 )
 def test_answers_are_lists_of_elements(text: str, expected: list[tuple]) -> None:
-    assert elements(text) == tuple(Element(*element) for element in expected)
+    assert [element[:3] for element in elements(text)] == expected
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,15 @@ def test_whatever_may_be_meant_in_two_ways_has_no_elements(text: str) -> None:
     + [
         ("e", "2.718281828"),
         ("x=5", "5"),
-        ("x=5", "y=6"),
+        ("x=5", "5=x"),
+        ("x=5", "2x=10"),
+        ("y=2x+1", "2x-y+1=0"),
+        (r"\frac{x^2}{16} - \frac{y^2}{9} = 1", "9x^2 - 16y^2 = 144"),
+        ("xy=1", r"y=\frac{1}{x}"),
+        (r"e^y = x", r"y = \ln x"),
+        ("x^2+y^2=-1", "x^2+y^2=-2"),
+        ("f(x)=x", "f(z)=z"),
+        ("4x-5y=-50", "-50"),
         ("(1,2)", "2, 1"),
         ("1, 1", "1"),
         ("3,5", r"\frac{7}{2}"),
@@ -93,6 +102,14 @@ def test_equal_values_and_unread_texts_prove_nothing(left: str, right: str) -> N
         (r"\alpha", "x"),
         (r"C_{1} e^{t}", r"C_{2} e^{t}"),
         (r"\sin(2t)", r"\cos(2t)"),
+        ("x=5", "y=6"),
+        ("x=5", "2x=11"),
+        ("11x + 6y + 5z + 86 = 0", "14x + 6y + 5z + 86 = 0"),
+        (r"\frac{x^2}{16} - \frac{y^2}{9} = 1", r"\frac{x^2}{16} - \frac{y^3}{9} = 1"),
+        (
+            r"\frac{d^{2} v_{o}}{d t^{2}}+\frac{v_{o}}{L C}=\frac{v_{i}}{L C}",
+            r"\frac{d^{2} v_{o}}{d t^{3}}+\frac{v_{o}}{L C}=\frac{v_{i}}{L C}",
+        ),
         (r"(-\infty,-8) \cup (8,\infty)", r"(-\infty,-7) \cup (8,\infty)"),
         ("f(x)=x, f(x)=-x", "f(x)=x, f(x)=2-x"),
     ],

@@ -25,6 +25,7 @@ from srl.reward.point import Unread, value
         (r"\frac\pi2", math.pi / 2),
         (r"\frac{\sqrt7}4", 7**0.5 / 4),
         (r"\cfrac{1}{4}", 0.25),
+        (r"\frac{2}{3} \frac{3}{4}", 0.5),
         ("3! + 0!", 7),
         (r"\binom{5}{2}", 10),
         (r"\sin^{2}(2) + \cos^{2}(2)", 1),

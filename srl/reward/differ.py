@@ -10,26 +10,29 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+from srl.reward.equation import Equation, solutions_differ
 from srl.reward.point import SYMBOL, Unread, apart, value
 from srl.reward.spelling import NOT_A_UNIT, values
 
 LONGEST = 400  # characters
 MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 DEFINITION = re.compile(rf"({SYMBOL}(?:\([A-Za-z]\))?) ?(?:=|\\in(?![a-z])) ?(.+)")
-SPACING = re.compile(r"\\(?:left|right)(?![a-z])|(?<!\\)\\[,;: ]|~")
+SPACING = re.compile(r"\\(?:left|right|q?quad)(?![a-z])|(?<!\\)\\[,;: ]|~")
 UNION = re.compile(r"\\cup(?![a-z])")
 UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z. ]+)\}(?:\s*\^\s*\{?[23]\}?)?$")
 PERCENT = re.compile(r"\s*\\?%$")
+MIXED = re.compile(r"(-?)(\d+) ?\\[dt]?frac\{(\d+)\}\{(\d+)\}")  # 1\frac{1}{2} is one and a half
 THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 class Element(NamedTuple):
-    """`name`: the x of x = 5; `kind`: number, percent or row."""
+    """`name`: the x of x = 5, which is an equation too; `kind`: number, percent, row, or equation (without numbers)."""
 
     name: str
     kind: str
     numbers: tuple[complex, ...]
+    equation: Equation | None = None
 
 
 def surely_differ(left: str, right: str) -> bool:
@@ -57,8 +60,8 @@ def without_partner(these: Sequence[Element], others: Sequence[Element]) -> bool
 
 
 def differ(left: Element, right: Element) -> bool:
-    if left.name and right.name and left.name != right.name:  # one equation in two forms, perhaps
-        return False
+    if "equation" in (left.kind, right.kind) or (left.name and right.name and left.name != right.name):
+        return left.equation is not None and right.equation is not None and solutions_differ(left.equation, right.equation)
     if "percent" in (left.kind, right.kind) and {left.kind, right.kind} <= {"number", "percent"}:  # 28 % is 28 and 0.28
         scales = [(1, 0.01) if element.kind == "percent" else (1,) for element in (left, right)]
         return all(apart(left.numbers[0] * one, right.numbers[0] * other) for one, other in product(*scales))
@@ -81,16 +84,26 @@ def elements(text: str) -> tuple[Element, ...]:
 def element(text: str) -> Element:
     text = text.strip().removeprefix(r"\$").lstrip()
     if definition := DEFINITION.fullmatch(text):
-        return element(definition[2])._replace(name=re.sub(r"[\s{}]", "", definition[1]).lower())
+        body = element(definition[2])
+        if body.name or body.equation:  # x = y = 1
+            raise Unread
+        equation = (definition[1], definition[2]) if body.kind == "number" and definition[1][-1] != ")" else None
+        return body._replace(name=re.sub(r"[\s{}]", "", definition[1]).lower(), equation=equation)
     if (unit := UNIT.search(text)) and not NOT_A_UNIT.search(unit[1]):
         text = text[: unit.start()]
     if matrix := MATRIX.fullmatch(text):
         cells = [cell for row in matrix[2].split("\\\\") for cell in row.split("&")]
         return Element("", "row", tuple(map(value, cells)))
+    if text.count("=") == 1:
+        left, _, right = text.partition("=")
+        value(left), value(right)
+        return Element("", "equation", (), (left, right))
     if UNION.search(text):
         return union([element(part) for part in UNION.split(text)])
     if text[:1] in ("(", "[") and len(inside := values(text[1:-1])) > 1 and text[-1:] in (")", "]"):
         return Element("", "row", tuple(map(value, inside)))
+    if mixed := MIXED.fullmatch(text):
+        return Element("", "number", (int(mixed[1] + "1") * (int(mixed[2]) + value(rf"\frac{{{mixed[3]}}}{{{mixed[4]}}}")),))
     if PERCENT.search(text):
         return Element("", "percent", (value(PERCENT.sub("", text)),))
     return Element("", "number", (value(text),))

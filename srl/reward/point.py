@@ -10,11 +10,12 @@ import cmath
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 LONGEST = 200  # characters
 APART = 1e-6  # relative: more than floating point loses, and as much as the comparison forgives
 LARGEST = 1e250
+DIGITS = "0123456789."
 INFINITY = 1e50
 
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -36,7 +37,8 @@ GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
     "|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
 )
-SYMBOL = rf"(?:[A-Za-z]|\\(?:var)?(?:{GREEK})(?![A-Za-z]))(?:\s*_(?:[A-Za-z0-9]|\{{[A-Za-z0-9]+\}}))?"
+SUBSCRIPT = r"(?:\s*_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?"
+SYMBOL = rf"(?:[A-Za-z]|\\mathcal\{{[A-Z]\}}|\\(?:hbar|(?:var)?(?:{GREEK}))(?![A-Za-z])){SUBSCRIPT}"
 SYMBOL_ALONE = re.compile(SYMBOL)
 TOKENS = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)"
@@ -51,15 +53,25 @@ class Unread(Exception):
     """The text is not of the part of LaTeX that is read here."""
 
 
-def value(text: str) -> complex:
-    """Raises Unread, ArithmeticError or ValueError for what has no value here."""
+def value(text: str, at: Mapping[str, complex] = {}) -> complex:
+    """With these values of some symbols, by name. Raises Unread, ArithmeticError or ValueError for what has no value here."""
     if len(text) > LONGEST or WORDS.search(re.sub(r"_\{\w+\}", "", text)):
         raise Unread
-    reader = Reader(tokenise(text))
+    reader = Reader(tokenise(text), at)
     found = reader.sum()
     if reader.next or not cmath.isfinite(found) or abs(found) > LARGEST:
         raise Unread
     return found
+
+
+def symbols(text: str) -> set[str]:
+    """Names of the symbols in it that stand for any number."""
+    return {symbol_name(token) for token in tokenise(text) if SYMBOL_ALONE.fullmatch(token)} - {"i", "e", "pi"}
+
+
+def symbol_name(token: str) -> str:
+    """Capitals are the same symbols to math-verify."""
+    return re.sub(r"\\(?:var)?|[\s{}]", "", token).lower()
 
 
 def apart(left: complex, right: complex) -> bool:
@@ -80,8 +92,8 @@ def tokenise(text: str) -> list[str]:
 class Reader:
     """Recursive descent: sum of products of powers of atoms."""
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens[::-1]
+    def __init__(self, tokens: list[str], at: Mapping[str, complex]) -> None:
+        self.tokens, self.at, self.taken = tokens[::-1], at, ""
 
     @property
     def next(self) -> str:
@@ -90,7 +102,8 @@ class Reader:
     def take(self, expected: str = "") -> str:
         if not self.tokens or (expected and self.next != expected):
             raise Unread
-        return self.tokens.pop()
+        self.taken = self.tokens.pop()
+        return self.taken
 
     def sum(self) -> complex:
         value = 0j
@@ -113,7 +126,7 @@ class Reader:
                 value, divided = value / self.power(), True
             elif self.next and self.next not in "+-^)}]":
                 # 1/2x is read by some as half an x and by others as one over 2x; 2 3 is no product; 1\frac{1}{2} is a sum.
-                if divided or self.next[0].isdigit() or self.next == "[" or "frac" in self.next:
+                if divided or self.next[0].isdigit() or self.next == "[" or ("frac" in self.next and self.taken[0] in DIGITS):
                     raise Unread
                 value *= self.power()
             else:
@@ -156,7 +169,7 @@ class Reader:
             return complex(INFINITY)
         if token[1:] in FUNCTIONS:
             return self.function(FUNCTIONS[token[1:]])
-        return symbol(token)
+        return self.symbol(token)
 
     def function(self, function: Callable[[complex], complex]) -> complex:
         """Of an argument in parentheses or braces, or of one atom with which the term ends: who knows what sin x y is?"""
@@ -209,22 +222,21 @@ class Reader:
             return complex(float(token))
         if token == "\\pi":
             return complex(math.pi)
-        return symbol(token)
+        return self.symbol(token)
+
+    def symbol(self, token: str) -> complex:
+        """I and E are nobody's units. Positive, so that roots hold everywhere."""
+        name = symbol_name(token)
+        if not SYMBOL_ALONE.fullmatch(token) or token[0] in "EI" or (token[0] in "ei" and len(name) > 1):
+            raise Unread
+        if token == "i":
+            return 1j
+        if token == "e":
+            return complex(math.e)
+        return self.at.get(name, complex(1 + 3 * zlib.crc32(name.encode()) / 2**32))
 
 
 def factorial(number: complex) -> complex:
     if number.imag or number.real > 100:
         raise Unread
     return complex(math.gamma(number.real + 1))
-
-
-def symbol(name: str) -> complex:
-    """Capitals are the same symbols to math-verify, but I and E are nobody's units. Positive, so that roots hold everywhere."""
-    plain = re.sub(r"\\(?:var)?|[\s{}]", "", name).lower()
-    if not SYMBOL_ALONE.fullmatch(name) or name[0] in "EI" or (name[0] in "ei" and len(plain) > 1):
-        raise Unread
-    if name == "i":
-        return 1j
-    if name == "e":
-        return complex(math.e)
-    return complex(1 + 3 * zlib.crc32(plain.encode()) / 2**32)
