@@ -32,7 +32,8 @@ LARGE = ["math_test", "math_train", "math_deepscaler_train"]  # of MATH
 WITHOUT_ANSWER = {"math_train": [5342, 5344], "math_deepscaler_train": [887, 1010, 5329, 5331]}  # rows: an empty box, null
 
 # Answer and gold of neighbours that are accepted, by eye: a unit, a percent sign or the variable's name is all they differ in.
-EQUAL_BY_EYE = {("x=5", "5"), ("K=8", "8"), ("25", r"25\%")}
+EQUAL_BY_EYE = {("x=5", "5"), ("K=8", "8"), ("25", r"25\%"), ("21", r"21\text{ dogs}"), ("18", r"18 \text{ degrees}")}
+EQUAL_BY_EYE |= {("120", r"120^\circ"), (r"120^\circ", "120"), (r"\frac34", r"\frac{3}{4}")}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def equal(answer: str, gold: str) -> bool:
 
 
 def number(text: str) -> Fraction | None:
-    text = re.sub(r",|\{,\}|\\!", "", text)
+    text = re.sub(r"(?<=\d)(?:,|\{,\}|\\!|,\\!)(?=\d{3})", "", text)
     if match := re.fullmatch(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}", text):
         return Fraction(int(match[1] + match[2]), int(match[3]))
     return Fraction(text) if re.fullmatch(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text) else None

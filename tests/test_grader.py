@@ -60,6 +60,9 @@ def rows(name: str) -> list[dict]:
         ("c + a + b", "a + b + c"),
         (r"\sin^{2} t", r"\sin^2 t"),
         ("E", r"\text{(E)}"),
+        ("4:30 PM", r"\text{4:30 p.m.}"),
+        (r"\$15,000", "15000"),
+        (r"\frac{25}{13}", r"1\frac{12}{13}"),
     ],
 )
 def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> None:
@@ -87,6 +90,8 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
         (r"\text{(D)}", r"\text{(E)}"),
         (r"x \in [-2,9]", r"x \in [-2,7]"),
         ("a b = 2, c", "a b = 3, c"),
+        ("4:30 a.m.", r"\text{4:30 p.m.}"),
+        (r"\$15,000", r"\$16,000"),
     ],
 )
 def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:
