@@ -5,7 +5,8 @@ as many golds from each. Rounds of both alternate, so that a machine that is bus
 ratio. Both get whole responses and look for the answer themselves. One JSON object:
 
     distinct    every response once: `slips`, every second one wrong, the gold with another number in it; `others`, all wrong,
-                golds of other problems of the same kind; `responses`, what models wrote, from labelled cases
+                golds of other problems of the same kind; `responses`, what models wrote, from labelled cases; `algebra`,
+                the worst case: nothing but answers that are not decided before math-verify sees them
     groups      16 responses a problem, five different ones, as in a group of RL: `slips` and `others`
     attacks     responses made to hang or fool a grader, one at a time; then its speed against a grader that was spared them
 
@@ -41,7 +42,6 @@ FILES |= {name: name for name in ("aime24", "aime25", "amc23")}
 
 ROUNDS = 5
 GROUP, DIFFERENT = 16, 5
-SPARED = 40  # pairs a round that need algebra, to see whether attacks have left a grader slower
 
 Pair = tuple[str, str]  # response, gold
 Slip = Callable[[str, Sequence[str], int], list[str]]
@@ -58,14 +58,20 @@ def main() -> None:
     sources = options.sources or [f"{name}={SHARED}/data/{file}.jsonl" for name, file in FILES.items()]
     golds = mixed_golds(sources, options.golds)
     some = golds[:: GROUP // 4]
-    distinct_inputs = {"slips": distinct(golds, slips), "others": all_wrong(golds), "responses": responses(options.cases)}
+    algebra = needing_algebra(golds)
+    once = {
+        "slips": distinct(golds, slips),
+        "others": all_wrong(golds),
+        "responses": responses(options.cases),
+        "algebra": [(boxed(answer), gold) for answer, gold in algebra],
+    }
     report = {
         "golds": len(golds),
         "numbers": round(sum(plain_number(gold) is not None for gold in golds) / len(golds), 3),
         "processes": options.processes,
-        "distinct": {name: side_by_side(pairs, options.processes) for name, pairs in distinct_inputs.items()},
+        "distinct": {name: side_by_side(pairs, options.processes) for name, pairs in once.items()},
         "groups": {wrong.__name__: side_by_side(groups(some, golds, wrong), options.processes) for wrong in (slips, others)},
-        "attacks": attacked(read_lines(options.attacks), golds, options.processes),
+        "attacks": attacked(read_lines(options.attacks), algebra, options.processes),
     }
     print(json.dumps(report, indent=2))
 
@@ -210,12 +216,11 @@ def plain_verdicts(pairs: list[Pair]) -> tuple[list[bool], float, float]:
     return verdicts, time.perf_counter() - start, time.process_time() - cpu_start
 
 
-def attacked(cases: list[dict], golds: Sequence[str], processes: int) -> dict:
+def attacked(cases: list[dict], algebra: list[Pair], processes: int) -> dict:
     """How long each attack takes, which are accepted, and the speed of a grader after them against one that saw none."""
     deadline_s = RewardConfig().deadline_s
     attacked, spared = ready_grader(processes, deadline_s), ready_grader(processes, deadline_s)
-    algebra = needing_algebra(golds)
-    before = relative_speed(attacked, spared, algebra[: ROUNDS * SPARED])
+    before = relative_speed(attacked, spared, algebra[::2])
     seconds, accepted = [], []
     for case in cases:
         start = time.perf_counter()
@@ -226,7 +231,7 @@ def attacked(cases: list[dict], golds: Sequence[str], processes: int) -> dict:
     killed = attacked.pool.killed
     attacked.pool.warm()
     attacked.prove()
-    after = relative_speed(attacked, spared, algebra[ROUNDS * SPARED : 2 * ROUNDS * SPARED])
+    after = relative_speed(attacked, spared, algebra[1::2])
     attacked.close()
     spared.close()
     return {
