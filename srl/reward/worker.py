@@ -34,6 +34,11 @@ GOLDEN = [
     (r"e^{2\pi} \cdot 10^{-3}", r"\pi^{e}", False),
     (r"12 \text{ cm}^2", r"13 \text{ cm}^2", False),
     (r"50\%", r"51\%", False),
+    (r"\frac{\sec x}{\sin x} - \cos^{2} x", r"\tan x", False),
+    (r"\{\alpha_1 + \beta_{2}, 3\}", r"\{1 \pm \sqrt{5}, -2\}", False),
+    (r"(2, \infty)", r"(-\sqrt{3}, \sqrt{3})", False),
+    (r"\left\lfloor \frac{n}{2} \right\rfloor", r"\frac{n}{2}", False),
+    ("k = 3", "n = 2m + 1", False),
 ]
 
 
