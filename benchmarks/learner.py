@@ -1,21 +1,28 @@
-"""Tokens per second of the learner: python -m benchmarks.learner [--examples N] [--rounds N] [--memory]
+"""Tokens per second of the learner: python -m benchmarks.learner [--examples N] [--rounds N] [--trl PYTHON] [--memory]
 
 One learner actor (Ray, DeepSpeed) takes optimizer steps on the embedded model; alternating with it, a plain PyTorch loop in a
 process of its own does the same on the same packed rows, and on rows that are padded to the longest sequence of each mini-batch,
-as trainers without packing do. Losses must agree. With --memory also the peak memory per actor of two ranks by ZeRO stage.
-Prints JSON. TRL is compared only where it is installed, which the lock file does not do: then this says so.
+as trainers without packing do. With --trl, a Python that has TRL installed, its SFTTrainer trains on the same sequences in the
+same order, padded as is its default (its packing needs FlashAttention, which CPUs lack), with as many sequences in a pass as
+have the learner's budget of tokens on average. One thread each; first losses must agree.
+
+With --memory also the peak memory per actor of two ranks by ZeRO stage, of a Qwen2 with 57 M random parameters. Prints JSON.
 """
 
 import argparse
-import importlib.util
 import json
 import random
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import ray
 import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.trl_trainers import Trainer, rows_per_pass
 from srl.config import Config, load_config
 from srl.driver.session import connect
 from srl.learner.batch import Example, collate
@@ -23,7 +30,7 @@ from srl.learner.group import LearnerGroup, token_weight
 from srl.learner.losses import sft_loss
 from srl.learner.model import TokenLogprobs, load_model
 from srl.learner.packing import pack
-from srl.protocols.chat import model_folder
+from srl.protocols.chat import load_tokenizer, model_folder
 
 RATE, CLIP, WAIT_S = 1e-4, 1.0, 600
 
@@ -75,41 +82,70 @@ def examples_of(count: int, seed: int) -> list[Example]:
     ]
 
 
-def speed(config: Config, count: int, rounds: int) -> dict[str, float]:
+def trl_trainer(python: str, config: Config, batches: list[list[Example]]) -> Trainer:
+    examples = [example for batch in batches for example in batch]
+    rows = [
+        {
+            "input_ids": example.token_ids,
+            "labels": [token if weight else -100 for token, weight in zip(example.token_ids, example.weights, strict=True)],
+        }
+        for example in examples
+    ]
+    mean, count = sum(len(example.token_ids) for example in examples) / len(examples), len(batches[0])
+    job = {"trainer": "sft", "model": model_folder("embedded"), "threads": config.learner.threads, "rate": RATE}
+    size = rows_per_pass(count, mean, config.learner.micro_batch_tokens)
+    return Trainer(python, {**job, "batch": count, "rows_per_pass": size, "defaults": False, "rows": rows})
+
+
+def speed(config: Config, count: int, rounds: int, trl: str) -> dict[str, float]:
+    batches = [examples_of(count, number) for number in range(rounds + 1)]
+    tokens = [sum(len(example.token_ids) for example in batch) for batch in batches]
     learners = LearnerGroup(config, model_folder("embedded"), None, 0.0, CLIP)
     plain = ray.remote(PlainLoop).options(num_cpus=0).remote(config)
-    seconds: dict[str, list[float]] = {"learner": [], "plain": [], "padded": []}
-    tokens = []
-    for number in range(rounds + 1):
-        examples = examples_of(count, number)
-        losses = {}
-        for name in seconds:
-            started = time.monotonic()
-            if name == "learner":
-                losses[name] = learners.train(examples, sft_loss, RATE)["loss"]
-            else:
-                losses[name] = ray.get(plain.step.remote(examples, name == "padded"), timeout=WAIT_S)
-            if number:  # the first round warms up
-                seconds[name].append(time.monotonic() - started)
-        tokens.append(sum(len(example.token_ids) for example in examples))
-        # The plain model steps twice a round, so only the first round's losses are of the same weights.
-        assert number or abs(losses["learner"] - losses["plain"]) < 1e-4, losses
-    learners.close()
-    took = {name: median(times) for name, times in seconds.items()}
-    return {
-        "tokens_per_s": {name: median(tokens) / value for name, value in took.items()},
-        "learner_over_plain_loop_on_the_same_rows": took["plain"] / took["learner"],
-        "learner_over_padded_loop": took["padded"] / took["learner"],
+    sides: dict[str, Callable[[list[Example]], float | None]] = {
+        "learner": lambda examples: learners.train(examples, sft_loss, RATE)["loss"],
+        "plain_loop": lambda examples: ray.get(plain.step.remote(examples, False), timeout=WAIT_S),
+        "padded_loop": lambda examples: ray.get(plain.step.remote(examples, True), timeout=WAIT_S),
     }
+    trainer = trl_trainer(trl, config, batches) if trl else None
+    if trainer:
+        sides["trl"] = lambda examples: trainer.step()["loss_before"]
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float | None]] = {name: [] for name in sides}
+    for number, examples in enumerate(batches):
+        for name, step in sides.items():
+            started = time.monotonic()
+            losses[name].append(step(examples))
+            rates[name].append(tokens[number] / (time.monotonic() - started))
+    if trainer:
+        trainer.close()
+        losses["trl"].pop(0)
+    learners.close()
+    # The plain model steps twice a round, so only the first losses are of the same weights.
+    first = {name: losses[name][0] for name in losses if name != "padded_loop"}
+    assert max(first.values()) - min(first.values()) < 1e-3, first
+    found = {name: median(values[1:]) for name, values in rates.items()}  # the first round warms up
+    ratios = {f"learner_over_{name}": found["learner"] / rate for name, rate in found.items() if name != "learner"}
+    return {"tokens_per_s": found, **ratios}
 
 
-def memory(config: Config, stage: int) -> list[float]:
+def middle_sized_model(folder: Path) -> str:
+    """57 M random parameters with the embedded model's tokenizer: what ZeRO shards shows beside what a process costs anyway."""
+    tokenizer = load_tokenizer(model_folder("embedded"))
+    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=12, tie_word_embeddings=True, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def memory(config: Config, model: str, stage: int) -> list[float]:
     """MiB at the peak of each of two ranks after two steps."""
-    settings = {"workers": 2, "zero_stage": stage, "cpus": 0.5}
+    settings = {"workers": 2, "zero_stage": stage, "cpus": 0.5, "micro_batch_tokens": 512}
     changed = config.model_copy(update={"learner": config.learner.model_copy(update=settings)})
-    learners = LearnerGroup(changed, model_folder("embedded"), None, 0.0, CLIP)
+    learners = LearnerGroup(changed, model, None, 0.0, CLIP)
     for number in range(2):
-        learners.train(examples_of(16, number), sft_loss, RATE)
+        learners.train(examples_of(4, number), sft_loss, RATE)
     found = ray.get([rank.peak_memory.remote() for rank in learners.ranks], timeout=WAIT_S)
     learners.close()
     return [round(value) for value in found]
@@ -119,15 +155,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=64, help="sequences per optimizer step")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     config = load_config(None, ["learner.threads=1"])
     connect(config)
-    result: dict = speed(config, options.examples, options.rounds)
+    result: dict = speed(config, options.examples, options.rounds, options.trl)
     if options.memory:
-        result["peak_mib_of_two_ranks_by_zero_stage"] = {stage: memory(config, stage) for stage in range(4)}
-    if importlib.util.find_spec("trl") is None:
-        result["trl"] = "not installed, not compared"
+        with tempfile.TemporaryDirectory() as folder:
+            model = middle_sized_model(Path(folder))
+            result["peak_mib_of_two_ranks_by_zero_stage"] = {stage: memory(config, model, stage) for stage in range(4)}
     print(json.dumps(result, indent=1), flush=True)
     ray.shutdown()
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "tune": ("tune", "temperature and threshold of stage-1 sampling by their balance score"),
     "export": ("export", "write the demonstrations as conversations: JSON lines and a datasets folder"),
     "import": ("import_set", "take conversations from elsewhere as demonstrations, for sft"),
+    "weights": ("weights", "write the policy of a checkpoint of stage 2, also while it runs, as a Hugging Face folder"),
     "grade": ("grade", "grade the answers in a file"),
     "plan": ("plan", "placement, memory and time of an RL step on so many GPUs, on paper"),
     "status": ("status", "what a run is doing now: phase, numbers, actors, alarms"),

@@ -1,10 +1,12 @@
 """Checkpoint folders: whole or absent, and only the newest are kept."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from srl.learner import checkpoint
 from srl.learner.checkpoint import Checkpoints, read_parts, read_state, write_part
 
 NOISE = torch.get_rng_state()
@@ -47,6 +49,19 @@ def test_a_writer_that_dies_leaves_the_checkpoint_before(tmp_path):
     store.save(2, {"step": 2}, write)
     assert store.steps() == [1, 2]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_all_files_are_on_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def nested(folder: Path) -> None:
+        (folder / "policy").mkdir()
+        write(folder / "policy")
+
+    Checkpoints(tmp_path, keep=2).save(4, {}, nested)
+    names = {str(Path(name).relative_to(tmp_path / "step-00000004.partial")) for name in flushed}
+    assert names == {".", "policy", "policy/part-0.safetensors", "policy/part-1.safetensors", "state.json"}
 
 
 def test_a_folder_without_parts_is_named(tmp_path):

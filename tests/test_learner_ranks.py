@@ -40,12 +40,8 @@ def batch(step: int) -> list[Example]:
 
 
 def group(config: Config, workers: int, stage: int, **settings) -> LearnerGroup:
-    changed = config.model_copy(
-        update={
-            "learner": config.learner.model_copy(update={"workers": workers, "zero_stage": stage, "cpus": 0.1}),
-            "model": config.model.model_copy(update=settings),
-        }
-    )
+    learner = config.learner.model_copy(update={"workers": workers, "zero_stage": stage, "cpus": 0.1, **settings})
+    changed = config.model_copy(update={"learner": learner})
     return LearnerGroup(changed, model_folder("embedded"), model_folder("embedded"), 0.1, 1.0)
 
 
@@ -120,6 +116,45 @@ def a_rank_dies_and_the_group_is_built_again(learners: LearnerGroup, alone: Path
         step(learners, number)
     learners.save(folder)
     agrees(weights(folder), weights(alone / "model"), 1e-3)
+
+
+def logprobs(learners: LearnerGroup, model: str = "") -> torch.Tensor:
+    found = learners.logprobs(batch(0), model)
+    return torch.tensor([value for example in batch(0) for value in found[example.id]])
+
+
+@pytest.fixture(scope="module")
+def adapted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, list[dict[str, float]], Path]:
+    """One rank with adapters: log-probabilities at the start, metrics of each step, and a folder with its model and state."""
+    folder = tmp_path_factory.mktemp("adapted")
+    learners = group(config, 1, 0, lora_rank=4)
+    start = logprobs(learners)
+    metrics = [step(learners, number) for number in range(HALF)]
+    learners.save(folder / "model")
+    (folder / "state").mkdir()
+    learners.save_state(folder / "state")
+    learners.close()
+    return start, metrics, folder
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters_over_two_ranks_take_the_steps_of_one_and_leave_the_reference_alone(config, adapted, tmp_path, stage):
+    start, metrics, folder = adapted
+    learners = group(config, 2, stage, lora_rank=4)
+    for number, expected in enumerate(metrics):
+        found = step(learners, number)
+        assert found["loss"] == pytest.approx(expected["loss"], abs=5e-3)
+        assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=5e-2)
+    assert (logprobs(learners) - start).abs().max() > 0.1, "nothing was learned"
+    torch.testing.assert_close(logprobs(learners, "reference"), start, rtol=1e-4, atol=1e-4)
+    learners.save(tmp_path / "model")
+    agrees(weights(tmp_path / "model"), weights(folder / "model"), 1e-3)
+    # One step further, and back to where one rank was.
+    before = logprobs(learners)
+    step(learners, HALF)
+    learners.load_state(folder / "state")
+    torch.testing.assert_close(logprobs(learners), before, rtol=0.01, atol=0.01)
+    learners.close()
 
 
 def test_a_cluster_without_room_is_named_with_what_is_missing(config):

@@ -132,7 +132,7 @@ class Session:
         self.config, self._pool = config, Pool(world, seed)
         self.world = world
         scalars = Scalars(folder / "tensorboard")
-        self.run = SimpleNamespace(file=lambda name: folder / name, record=self._record, scalars=scalars)
+        self.run = SimpleNamespace(path=folder, file=lambda name: folder / name, record=self._record, scalars=scalars)
         self.folder = folder
 
     def _record(self, phase: str, step: int, **values) -> None:

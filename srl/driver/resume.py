@@ -15,10 +15,11 @@ from srl.weights.bundle import Bundle, folder_tensors, put_bundle, receive
 STORED_S = 60.0  # longest wait for weights that are in the object store already
 
 
-def checkpoints(config: Config, run: RunDirectory) -> Checkpoints:
+def checkpoints(config: Config, run: Path) -> Checkpoints:
+    """Those of the run in that directory."""
     upload = config.learner.upload
     return Checkpoints(
-        run.file("resume/rl"), config.learner.keep_checkpoints, f"{upload.rstrip('/')}/{config.run.name}" if upload else ""
+        run / "resume" / "rl", config.learner.keep_checkpoints, f"{upload.rstrip('/')}/{config.run.name}" if upload else ""
     )
 
 

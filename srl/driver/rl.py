@@ -6,9 +6,10 @@ of the difference is made up for.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from srl.config import ConfigError
+from srl.config import Config, ConfigError
 from srl.driver.evaluate import run_protocol
 from srl.driver.flow import Flow, has_failed
 from srl.driver.ledger import Ledger, Stream
@@ -24,6 +25,7 @@ from srl.learner.group import LearnerLost
 from srl.learner.schedule import schedule
 from srl.observe.alarms import alarms, behaviour
 from srl.observe.records import append_line
+from srl.protocols.chat import model_folder
 from srl.reward.rules import final_outcome
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, Trajectory
@@ -35,7 +37,7 @@ MOST_GAP = 0.1  # mean |difference| of log-probabilities, nats per token; bfloat
 
 def train_policy(session: Session, problems: list[Problem], validation: list[Problem], say: Callable[[str], None]) -> None:
     """Stage 2 as the recipe says; writes the policy that did best on validation to checkpoints/rl."""
-    update = PolicyUpdate(session.config, start_folder(session), session.chat.opening(""))
+    update = PolicyUpdate(session.config, start_folder(session.config, session.run.path), session.chat.opening(""))
     train(Training(session, update, problems, validation, say))
     update.close()
 
@@ -80,7 +82,7 @@ class Training:
         self.ledger = Ledger(settings.prompts, settings.ahead)
         self.flow = Flow(session, Stream(problems, session.config.run.seed), self.ledger)
         self.selection = Selection(settings.patience)
-        self.store = checkpoints(session.config, session.run)
+        self.store = checkpoints(session.config, session.run.path)
         self.step, self.version = 0, 0
         self.history: list[dict[str, Any]] = []
         self.taken: dict[int, list[Trajectory]] = {}
@@ -210,13 +212,12 @@ class Training:
         save(self.store, self.step, self.version, self.update, self.ledger, self.selection, self.previous)
 
 
-def start_folder(session: Session) -> str:
-    """The model that stage 2 starts from. Raises ConfigError when stage 1 has not made it."""
-    start = session.config.rl.start
-    folder = session.run.file("checkpoints/ift")
+def start_folder(config: Config, run: Path) -> str:
+    """The model that stage 2 of the run in that directory starts from. Raises ConfigError when stage 1 has not made it."""
+    start, folder = config.rl.start, run / "checkpoints" / "ift"
     if start == "ift" and not list(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no model weights (*.safetensors); run the phase that makes it first")
-    return {"ift": str(folder), "base": session.base}.get(start, start)
+    return {"ift": str(folder), "base": model_folder(config.model.path)}.get(start, start)
 
 
 def tell_alarms(session: Session, history: list[dict[str, Any]], metrics: dict[str, Any], say: Callable[[str], None]) -> None:

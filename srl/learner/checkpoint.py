@@ -139,7 +139,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def flush(folder: Path) -> None:
     """The files are on disk before the folder gets its name."""
-    for path in [*folder.iterdir(), folder]:
+    for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,0 +1,29 @@
+"""weights: the policy of a checkpoint of stage 2, also while it runs, as a model that other programs load."""
+
+import argparse
+from pathlib import Path
+
+from srl.config import Config, ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="gets the model and its tokenizer")
+    parser.add_argument("--step", type=int, help="steps that the policy has taken (default: the newest checkpoint's)")
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    from srl.driver.resume import checkpoints
+    from srl.driver.rl import start_folder
+    from srl.learner.export import export_checkpoint
+    from srl.observe.run_directory import RunDirectory
+
+    path = RunDirectory.locate(config)
+    store = checkpoints(config, path)
+    newest = store.latest()
+    there = store.steps()
+    if newest is None or (options.step is not None and options.step not in there):
+        have = f"there are those of steps {', '.join(map(str, there))}" if there else "stage 2 keeps them while it runs"
+        raise ConfigError(f"{store.folder}: no such checkpoint; {have}")
+    step = options.step if options.step is not None else there[-1]
+    export_checkpoint(store.path(step) / "policy", start_folder(config, path), config, Path(options.to))
+    print(f"{options.to}: the policy after {step} steps")
