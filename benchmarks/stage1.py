@@ -6,9 +6,15 @@
 `scripts`   the authors' way: one process per step, which starts the engine anew, reads a file and writes one; grading in process
 `engine`    the requests that the pipeline made, handed to one engine at once: its own time for the same tokens
 
-Each runs in a process of its own, in turns, on the same model, problems and counts. Prints JSON. `accepted` are trajectories
-that D1, D2 or D3 could take, before any cap. Rates with and without starting (imports, engine, Ray); `cpu` ratios compare
-processor seconds of the generating process, which other programs on the machine disturb less than the clock.
+Each runs in a process of its own, in turns, on the same model and problems. Prints JSON with two parts:
+
+same requests  all three sample the same tokens: what is left is how they go about it
+early stop     N1, N2, M1, M2 in the paper's proportions, of which the pipeline samples only until a problem's quotas are full
+               (stage1.wave); the scripts cannot know that and sample everything
+
+`accepted` are attempts that D1, D2 or D3 could take, at most stage1.per_prompt_and_class right and as many wrong ones of a
+problem. Rates with and without starting (imports, engine, Ray); `cpu` ratios compare processor seconds of the generating
+process, which other programs on the machine disturb less than the clock.
 """
 
 import argparse
@@ -18,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -38,6 +44,8 @@ from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Outcome, Trajectory, TurnKind, from_record, to_record
 
 SMALL = ["stage1.prompts=200", "stage1.block=25", "rollout.threads=1", "run.object_store_mib=100"]
+MANY = ["stage1.attempts=24", "stage1.verdicts=4", "stage1.wrong_revisions=4", "stage1.correct_revisions=2"]
+PARTS = {"same requests": ["stage1.wave=4"], "early stop": ["stage1.prompts=40", "stage1.block=10", *MANY]}
 STEPS = ("attempt", "verdict", "revision")
 
 
@@ -60,18 +68,24 @@ def pipeline(config: Config, folder: Path) -> dict[str, Any]:
         "generating_s": max(block.ended for block in blocks) - min(block.started for block in blocks),
         "cpu_s": max(block.cpu_ended for block in blocks) - min(block.cpu_started for block in blocks),
         "tokens": sum(block.tokens for block in blocks),
-        "accepted": sum(accepted(rows) for file in sample_files(folder / "samples") for rows in problems_in(file, COLUMNS)),
+        "accepted": sum(
+            accepted(rows, config.stage1.per_prompt_and_class)
+            for file in sample_files(folder / "samples")
+            for rows in problems_in(file, COLUMNS)
+        ),
     }
 
 
 COLUMNS = ["id", "prompt_id", "kind", "parent", "outcome", "verdict", "accepted", "truncated"]
 
 
-def accepted(rows: Sequence[Row]) -> int:
+def accepted(rows: Sequence[Row], cap: int) -> int:
+    """Attempts of one problem that could become demonstrations, at most `cap` right and `cap` wrong ones."""
     children: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         children[row["parent"]].append(row)
-    return sum(bool(candidates(attempt, children)[0]) for attempt in children[""])
+    sides = Counter(attempt["outcome"] for attempt in children[""] if candidates(attempt, children)[0])
+    return sum(min(count, cap) for count in sides.values())
 
 
 # --- the authors' way: one process per step, files between
@@ -94,7 +108,8 @@ def script(config: Config, step: str, folder: Path) -> dict[str, Any]:
         for trajectory, grade in zip(done, grades, strict=True):
             trajectory.turns[-1].outcome = grade.outcome
     (folder / f"{step}.jsonl").write_text("".join(json.dumps(to_record(trajectory)) + "\n" for trajectory in done))
-    return {"generating_s": time.time() - started, "cpu_s": time.process_time() - used}
+    tokens = sum(len(trajectory.turns[-1].token_ids) for trajectory in done)
+    return {"generating_s": time.time() - started, "cpu_s": time.process_time() - used, "tokens": tokens}
 
 
 def script_input(config: Config, chat: Chat, step: str, folder: Path) -> list[Trajectory]:
@@ -119,9 +134,10 @@ def read(file: Path) -> list[Trajectory]:
     return [from_record(json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def accepted_by_scripts(folder: Path) -> int:
+def accepted_by_scripts(folder: Path, cap: int) -> int:
     """As `accepted` counts, from the files of the scripts."""
-    right = {t.id: t.turns[-1].outcome is Outcome.CORRECT for t in read(folder / "attempt.jsonl")}
+    attempts = {t.id: t for t in read(folder / "attempt.jsonl")}
+    right = {name: t.turns[-1].outcome is Outcome.CORRECT for name, t in attempts.items()}
     found = set()
     for verdict in read(folder / "verdict.jsonl"):
         attempt = verdict.id.rpartition("/")[0]
@@ -130,7 +146,8 @@ def accepted_by_scripts(folder: Path) -> int:
     for revision in read(folder / "revision.jsonl"):
         if revision.turns[-1].outcome is Outcome.CORRECT:
             found.add("/".join(revision.id.split("/")[:2]))
-    return len(found)
+    sides = Counter((attempts[name].prompt_id, right[name]) for name in found)
+    return sum(min(count, cap) for count in sides.values())
 
 
 # --- the engine alone
@@ -190,29 +207,34 @@ def timed(role: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "process_s": time.time() - started}
 
 
-def one_round(folder: Path, settings: list[str]) -> dict[str, dict[str, float]]:
+def one_round(folder: Path, settings: list[str], with_engine: bool) -> dict[str, dict[str, float]]:
     ours = timed("pipeline", folder, settings)
     steps = [timed(step, folder, settings) for step in STEPS]
-    scripts = {key: sum(step[key] for step in steps) for key in ("generating_s", "cpu_s", "process_s")}
-    return {
-        "pipeline": ours,
-        "scripts": {**scripts, "accepted": accepted_by_scripts(folder)},
-        "engine": timed("engine", folder, settings),
-    }
+    scripts = {key: sum(step[key] for step in steps) for key in ("generating_s", "cpu_s", "process_s", "tokens")}
+    cap = load_config("tiny.yaml", [*SMALL, *settings]).stage1.per_prompt_and_class
+    found = {"pipeline": ours, "scripts": {**scripts, "accepted": accepted_by_scripts(folder, cap)}}
+    return {**found, "engine": timed("engine", folder, settings)} if with_engine else found
 
 
 def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
-    ours, theirs, engine = found["pipeline"], found["scripts"], found["engine"]
-    return {
+    ours, theirs = found["pipeline"], found["scripts"]
+
+    def rate(seconds: str) -> float:
+        return ours["accepted"] / ours[seconds] / (theirs["accepted"] / theirs[seconds])
+
+    compared = {
         "accepted per second, pipeline": ours["accepted"] / ours["process_s"],
         "accepted per second, scripts": theirs["accepted"] / theirs["process_s"],
-        "pipeline over scripts": ours["accepted"] / ours["process_s"] / (theirs["accepted"] / theirs["process_s"]),
-        "pipeline over scripts without starting": (
-            ours["accepted"] / ours["generating_s"] / (theirs["accepted"] / theirs["generating_s"])
-        ),
-        "pipeline time over engine time": ours["generating_s"] / engine["generating_s"],
-        "pipeline cpu over engine cpu": ours["cpu_s"] / engine["cpu_s"],
+        "accepted, pipeline over scripts": ours["accepted"] / theirs["accepted"],
+        "tokens, pipeline over scripts": ours["tokens"] / theirs["tokens"],
+        "pipeline over scripts": rate("process_s"),
+        "pipeline over scripts without starting": rate("generating_s"),
+        "pipeline over scripts, per cpu second": rate("cpu_s"),
     }
+    if engine := found.get("engine"):
+        compared["pipeline time over engine time"] = ours["generating_s"] / engine["generating_s"]
+        compared["pipeline cpu over engine cpu"] = ours["cpu_s"] / engine["cpu_s"]
+    return compared
 
 
 def main() -> None:
@@ -222,20 +244,22 @@ def main() -> None:
     parser.add_argument("--role", choices=["pipeline", "engine", *STEPS], help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
-    config = load_config("tiny.yaml", [*SMALL, *options.settings])
     if options.role:
+        config = load_config("tiny.yaml", [*SMALL, *options.settings])
         roles = {"pipeline": pipeline, "engine": engine_alone}
         run = roles.get(options.role) or (lambda config, folder: script(config, options.role, folder))
         print(json.dumps(run(config, options.folder)))
         return
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-stage1-"))
-    rounds = []
-    for number in range(options.rounds):
-        (place := folder / f"round-{number}").mkdir(parents=True)
-        rounds.append(one_round(place, options.settings))
-    each = [ratios(found) for found in rounds]
-    middle = {name: round(median(one[name] for one in each), 3) for name in each[0]}
-    print(json.dumps({"median": middle, "problems": config.stage1.prompts, "rounds": rounds}, indent=1))
+    report = {}
+    for part, own in PARTS.items():
+        rounds = []
+        for number in range(options.rounds):
+            (place := folder / f"{part.replace(' ', '-')}-{number}").mkdir(parents=True)
+            rounds.append(one_round(place, [*own, *options.settings], with_engine=part == "same requests"))
+        each = [ratios(found) for found in rounds]
+        report[part] = {"median": {name: round(median(one[name] for one in each), 3) for name in each[0]}, "rounds": rounds}
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
