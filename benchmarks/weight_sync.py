@@ -9,20 +9,17 @@ does with its copy is not measured. Prints JSON: seconds, bytes per second over 
 import argparse
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 
 import ray
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from srl.weights.bundle import Bundle, fill_buckets, receive, send
+from srl.weights.bucket import fill_buckets, unpack
+from srl.weights.bundle import Bundle, receive, send
 
 MIB = 2**20
 WAIT_S = 300
@@ -35,14 +32,15 @@ class Receiver:
         torch.set_num_threads(1)
         self.weights = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
-    def load(self, bundle: Bundle) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="srl-bench-", dir="/dev/shm"))
-        try:
-            for path in receive(bundle, folder, WAIT_S):
-                for name, tensor in load_file(path).items():
-                    self.weights[name].copy_(tensor)
-        finally:
-            shutil.rmtree(folder)
+    def load(self, bundle: Bundle) -> tuple[float, float]:
+        """Seconds of the two parts of the way, as a rollout worker tells them."""
+        started = time.monotonic()
+        buckets = receive(bundle, WAIT_S)
+        here = time.monotonic()
+        for bucket in buckets:
+            for name, tensor in unpack(bucket):
+                self.weights[name].copy_(tensor)
+        return here - started, time.monotonic() - here
 
     def load_one(self, name: str, content: torch.Tensor) -> None:
         self.weights[name].copy_(content)
@@ -76,11 +74,14 @@ def bundle_of(version: int, weights: list[tuple[str, torch.Tensor]], bucket_mib:
     return send(version, buckets(), sender=True)
 
 
-def in_buckets(weights: list, receivers: list, bucket_mib: int) -> float:
+def in_buckets(weights: list, receivers: list, bucket_mib: int) -> dict[str, float]:
+    """Seconds altogether, of the sender, and of the slowest receiver's two parts."""
     started = time.monotonic()
     bundle = bundle_of(1, weights, bucket_mib)
-    ray.get([receiver.load.remote(bundle) for receiver in receivers], timeout=WAIT_S)
-    return time.monotonic() - started
+    sent = time.monotonic()
+    parts = ray.get([receiver.load.remote(bundle) for receiver in receivers], timeout=WAIT_S)
+    transfer, load = map(max, zip(*parts, strict=True))
+    return {"all": time.monotonic() - started, "send": sent - started, "transfer": transfer, "load": load}
 
 
 def one_by_one(weights: list, receivers: list) -> float:
@@ -114,27 +115,32 @@ def main() -> None:
     weights = named_weights(options.layers)
     size = sum(tensor.nbytes for _, tensor in weights)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(num_cpus=8, object_store_memory=2 * size + 256 * MIB, log_to_driver=False, include_dashboard=False)
+    ray.init(address="local", num_cpus=8, object_store_memory=2 * size + 256 * MIB, log_to_driver=False, include_dashboard=False)
     result = {"parameters": len(weights), "bytes": size, "copy_bytes_per_s": copy_speed(), "receivers": {}}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights}
-    name, expected = weights[-2]
     for count in options.receivers:
         receivers = [ray.remote(Receiver).options(num_cpus=0.5).remote(shapes) for _ in range(count)]
-        pairs = []
-        for _ in range(options.rounds):
-            pairs.append((in_buckets(weights, receivers, options.bucket_mib), one_by_one(weights, receivers)))
-        assert torch.equal(ray.get(receivers[0].get.remote(name)), expected)
-        bucketed, single = (median(times) for times in zip(*pairs, strict=True))
-        result["receivers"][count] = {
-            "seconds": bucketed,
-            "bytes_per_s_over_copy": size / bucketed / result["copy_bytes_per_s"],
-            "one_call_per_parameter_s": single,
-            "one_call_per_parameter_over_buckets": single / bucketed,
-        }
+        result["receivers"][count] = compared(weights, receivers, options, result["copy_bytes_per_s"])
         for receiver in receivers:
             ray.kill(receiver)
     print(json.dumps(result, indent=1), flush=True)
     ray.shutdown()
+
+
+def compared(weights: list, receivers: list, options: argparse.Namespace, copy_bytes_per_s: float) -> dict[str, float]:
+    in_buckets(weights, receivers, options.bucket_mib)  # warms up, and must arrive
+    name, expected = weights[len(weights) // 2]
+    assert all(torch.equal(ray.get(receiver.get.remote(name), timeout=WAIT_S), expected) for receiver in receivers)
+    rounds = [(in_buckets(weights, receivers, options.bucket_mib), one_by_one(weights, receivers)) for _ in range(options.rounds)]
+    bucketed = {part: median(seconds[part] for seconds, _ in rounds) for part in rounds[0][0]}
+    single = median(seconds for _, seconds in rounds)
+    size = sum(tensor.nbytes for _, tensor in weights)
+    return {
+        "seconds": bucketed,
+        "bytes_per_s_over_copy": size / bucketed["all"] / copy_bytes_per_s,
+        "one_call_per_parameter_s": single,
+        "one_call_per_parameter_over_buckets": median(single / seconds["all"] for seconds, single in rounds),
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
+import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 
-from srl.weights.bundle import check_bucket, checksum, fill_buckets, folder_tensors, pack
+from srl.weights.bucket import as_files, fill_buckets, folder_tensors, pack, unpack
+from srl.weights.bundle import put_bundle, receive
 
 
 def tensor(size: int) -> torch.Tensor:
@@ -40,16 +46,46 @@ def test_every_tensor_is_in_exactly_one_bucket_and_only_single_ones_exceed_the_l
 def test_a_packed_bucket_is_a_safetensors_file():
     several = {"a": torch.randn(3, 5).bfloat16(), "b": torch.randn(4, 2).t(), "c": torch.tensor(2.5), "d": torch.ones(1).half()}
     tensors = list(several.items())
-    found = load(pack(tensors).tobytes())
-    assert set(found) == {name for name, _ in tensors}
-    for name, tensor in tensors:
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    header, arrays = pack(tensors)
+    for found in (load(b"".join([header, *arrays])), dict(unpack((header, arrays)))):
+        assert set(found) == {name for name, _ in tensors}
+        for name, tensor in tensors:
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
 
 
-def test_a_bucket_that_changed_on_its_way_is_refused_with_version_and_index():
-    check_bucket(b"weights", checksum(b"weights"), version=4, index=2)
-    with pytest.raises(ValueError, match="weights version 4, bucket 2: checksum"):
-        check_bucket(b"Weights", checksum(b"weights"), version=4, index=2)
+@pytest.fixture(scope="module")
+def store() -> Iterator[None]:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def test_what_was_put_into_the_store_is_received_in_memory_or_as_files_of_which_two_exist_at_a_time(store, tmp_path):
+    sent = {str(n): torch.full((5, 2**18), float(n)) for n in range(6)}  # 5 MiB each
+    bundle = put_bundle(3, sent.items(), bucket_mib=10)
+    for tensor in sent.values():
+        tensor.zero_()  # the store has its own copy
+    assert (bundle.version, len(bundle.buckets), bundle.size) == (3, 3, 30 * 2**20)
+    found = {}
+    buckets = receive(bundle, 60)
+    here = {name: tensor.unique().tolist() for bucket in buckets for name, tensor in unpack(bucket)}
+    for file in as_files(buckets, tmp_path):
+        assert len(list(tmp_path.iterdir())) <= 2
+        found |= load_file(file)
+    assert not list(tmp_path.iterdir())
+    assert here == {name: tensor.unique().tolist() for name, tensor in found.items()} == {str(n): [float(n)] for n in range(6)}
+
+
+def test_a_bucket_that_changed_on_its_way_is_refused_with_version_and_index(store):
+    whole = put_bundle(4, [("a", torch.zeros(3)), ("b", torch.ones(2**20))], bucket_mib=1)
+    (first, _), (second, expected) = whole.buckets
+    with pytest.raises(ValueError, match=f"weights version 4, bucket 0: checksum .* instead of {expected}"):
+        receive(replace(whole, buckets=[(first, expected), (second, expected)]), 60)
+    header, (weights,) = pack([("b", torch.ones(2**20))])
+    weights[-1] ^= 1  # one bit
+    with pytest.raises(ValueError, match="weights version 4, bucket 1: checksum"):
+        receive(replace(whole, buckets=[whole.buckets[0], (ray.put((header, [weights])), expected)]), 60)
 
 
 def test_a_folder_without_weights_is_named(tmp_path):

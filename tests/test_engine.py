@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from srl.config import Config, load_config
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.engine import Completion, Engine, Sampling
 from srl.tasks.problems import chain_problems
+from srl.weights.bucket import Bucket, pack
 
 PATH = model_folder("embedded")
 
@@ -64,12 +64,10 @@ def gaps(prompts: list[list[int]], found: list[Completion], dtype: torch.dtype, 
     return result
 
 
-def weights(folder, change: float, dtype: torch.dtype = torch.float32):
-    """The model's weights with `change` added, as a bucket."""
+def weights(change: float, dtype: torch.dtype = torch.float32) -> list[Bucket]:
+    """The model's weights with `change` added, in buckets of one tensor."""
     model = AutoModelForCausalLM.from_pretrained(PATH, dtype=dtype)
-    file = folder / f"{change}.safetensors"
-    save_file({name: (p.detach() + change).contiguous() for name, p in model.named_parameters()}, file)
-    return [file]
+    return [pack([(name, p.detach() + change)]) for name, p in model.named_parameters()]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
@@ -100,21 +98,21 @@ def test_samples_of_one_prompt_pay_for_its_whole_blocks_once(engine, prompts):
     assert len({tuple(done.token_ids) for done in found}) > 1
 
 
-def test_the_same_weights_loaded_twice_give_the_same_numbers_and_other_weights_others(engine, prompts, tmp_path):
-    engine.load_weights(weights(tmp_path, 0.001), 1)
+def test_the_same_weights_loaded_twice_give_the_same_numbers_and_other_weights_others(engine, prompts):
+    engine.load_weights(weights(0.001), 1)
     changed = sample(engine, prompts)
     assert max(gaps(prompts, changed, torch.float32, 0.001)) < 1e-4 < max(gaps(prompts, changed, torch.float32))
-    engine.load_weights(weights(tmp_path, 0.001), 2)
+    engine.load_weights(weights(0.001), 2)
     again = sample(engine, prompts)
     assert [done.token_ids for done in again] == [done.token_ids for done in changed]
     assert [done.logprobs for done in again] == [done.logprobs for done in changed]
     assert {done.weight_version for done in again} == {2} and engine.version == 2
 
 
-def test_weights_that_arrive_in_the_middle_change_the_tokens_after_them_only(engine, prompts, tmp_path):
+def test_weights_that_arrive_in_the_middle_change_the_tokens_after_them_only(engine, prompts):
     """The first tokens have the old weights' log-probabilities, the rest the new ones', with keys and values made anew."""
-    engine.load_weights(weights(tmp_path, 0.0), 3)
-    found = sample(engine, prompts, update=lambda: engine.load_weights(weights(tmp_path, 0.001), 4))
+    engine.load_weights(weights(0.0), 3)
+    found = sample(engine, prompts, update=lambda: engine.load_weights(weights(0.001), 4))
     assert {done.weight_version for done in found} == {3}
     old, new = (gaps(prompts, found, torch.float32, change) for change in (0.0, 0.001))
     position = 0
@@ -122,7 +120,7 @@ def test_weights_that_arrive_in_the_middle_change_the_tokens_after_them_only(eng
         count = len(done.token_ids)
         assert max(old[position : position + 5]) < 1e-4 and max(new[position + 5 : position + count]) < 1e-4
         position += count
-    engine.load_weights(weights(tmp_path, 0.0), 5)
+    engine.load_weights(weights(0.0), 5)
 
 
 def test_an_aborted_request_leaves_the_engine_empty(engine, prompts):
@@ -132,10 +130,10 @@ def test_an_aborted_request_leaves_the_engine_empty(engine, prompts):
     assert not engine.engine.has_unfinished_requests() and not engine.begun
 
 
-def test_in_bfloat16_the_mean_gap_is_below_a_hundredth_before_and_after_a_sync(prompts, tmp_path):
+def test_in_bfloat16_the_mean_gap_is_below_a_hundredth_before_and_after_a_sync(prompts):
     engine = new_engine("bfloat16")
     for version in (0, 1):
         if version:
-            engine.load_weights(weights(tmp_path, 0.0, torch.bfloat16), version)
+            engine.load_weights(weights(0.0, torch.bfloat16), version)
         x = gaps(prompts, sample(engine, prompts), torch.bfloat16)
         assert sum(x) / len(x) < 0.01

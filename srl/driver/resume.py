@@ -10,7 +10,8 @@ from srl.driver.selection import Selection
 from srl.learner.checkpoint import Checkpoints, read_state
 from srl.observe.records import forget
 from srl.observe.run_directory import RunDirectory
-from srl.weights.bundle import Bundle, folder_tensors, put_bundle, receive
+from srl.weights.bucket import folder_tensors, write_bucket
+from srl.weights.bundle import Bundle, put_bundle, receive
 
 STORED_S = 60.0  # longest wait for weights that are in the object store already
 
@@ -38,7 +39,8 @@ def save(
         update.save_state(folder)
         if previous is not None:
             (folder / "previous").mkdir()
-            receive(previous, folder / "previous", STORED_S)
+            for index, bucket in enumerate(receive(previous, STORED_S)):
+                write_bucket(bucket, folder / "previous" / f"{index:05d}.safetensors")
 
     state = {
         "step": step,

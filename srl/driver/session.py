@@ -18,7 +18,8 @@ from srl.reward.rules import apply_grades, grade_request, share_alarm, state_ans
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import Problem, chain_problems, load_problems
 from srl.trajectory import Trajectory
-from srl.weights.bundle import folder_tensors, put_bundle
+from srl.weights.bucket import folder_tensors
+from srl.weights.bundle import put_bundle
 
 
 class Session:

@@ -4,6 +4,8 @@ Written against what vLLM 0.26 to 0.32 share.
 """
 
 import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 import torch
 
 from srl.config import ModelConfig, RolloutConfig
+from srl.weights.bucket import Bucket, Named, as_files, unpack
 
+SHARED_MEMORY = Path("/dev/shm")
 CPU_BLOCK = 32  # tokens in a block of the key-value cache; the CPU kernels want a multiple of 32
 
 
@@ -54,12 +58,16 @@ class WeightLoader:
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(self.model_runner.model)
 
-    def load_bucket(self, path: str) -> None:
-        from safetensors.torch import load_file
+    def load_bucket(self, named: Named) -> None:
         from vllm.config import set_current_vllm_config
 
         with set_current_vllm_config(self.vllm_config):
-            self.model_runner.model.load_weights(iter(load_file(path).items()))
+            self.model_runner.model.load_weights(iter(named))
+
+    def load_file(self, path: str) -> None:
+        from safetensors.torch import load_file
+
+        self.load_bucket(list(load_file(path).items()))
 
     def finish_weights(self) -> None:
         from vllm.config import set_current_vllm_config
@@ -145,16 +153,15 @@ class Engine:
         for request_id in request_ids:
             self.begun.pop(request_id, None)
 
-    def load_weights(self, buckets: list[Path], version: int) -> None:
-        """Replace all weights by those in the safetensors files, which every worker of this engine can read.
+    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None:
+        """Replace all weights by those in the buckets.
 
         Running requests keep their tokens; their keys and values are computed again with the new weights.
         """
         if self.own_process:
             self.engine.sleep(level=0, mode="keep")  # it would go on stepping with half of the weights
         self.engine.collective_rpc("start_weights")
-        for bucket in buckets:
-            self.engine.collective_rpc("load_bucket", args=(str(bucket),))
+        self._load(buckets)
         self.engine.collective_rpc("finish_weights")
         if not self.engine.reset_prefix_cache(reset_running_requests=bool(self.begun)):
             raise RuntimeError("vLLM refused to clear its prefix cache, which belongs to the old weights")
@@ -162,6 +169,16 @@ class Engine:
             self.engine.wake_up(tags=["scheduling"])
         self.version = version
         self.begun |= {request_id: version for request_id in self.fresh if request_id in self.begun}
+
+    def _load(self, buckets: Sequence[Bucket]) -> None:
+        """One call per bucket. Workers in this process read it where it lies; others map it as a file."""
+        if not self.own_process:
+            for bucket in buckets:
+                self.engine.collective_rpc("load_bucket", args=(unpack(bucket),))
+            return
+        with tempfile.TemporaryDirectory(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
+            for file in as_files(buckets, Path(folder)):
+                self.engine.collective_rpc("load_file", args=(str(file),))
 
 
 def device_options(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol as Interface
 
 from srl.protocols.action import Action, Ask, Generate, Judge, Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
 from srl.rollout.engine import Completion, Sampling
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
+from srl.weights.bucket import Bucket
 
 JUDGES_S = 0.05  # longest sleep when only judges work
 
@@ -25,7 +25,7 @@ class StepEngine(Interface):
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None: ...
     def step(self) -> list[Completion]: ...
     def abort(self, request_ids: list[str]) -> None: ...
-    def load_weights(self, buckets: list[Path], version: int) -> None: ...
+    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None: ...
 
 
 class EngineFailure(RuntimeError):

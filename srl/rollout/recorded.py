@@ -11,6 +11,7 @@ from pathlib import Path
 from srl.config import ConfigError
 from srl.rollout.engine import Completion, Sampling
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, from_record, to_record
+from srl.weights.bucket import Bucket
 
 
 def append_trajectories(file: Path, trajectories: Sequence[Trajectory]) -> None:
@@ -60,7 +61,7 @@ class RecordedEngine:
     def abort(self, request_ids: list[str]) -> None:
         self.running = [request_id for request_id in self.running if request_id not in request_ids]
 
-    def load_weights(self, buckets: list[Path], version: int) -> None:
+    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None:
         self.version = version
 
 

@@ -6,9 +6,8 @@ A stand-in for measurements on a cluster, not a replacement: sequences differ in
 import heapq
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from srl.protocols.action import Action, Generate, Protocol, Sampled, Stop
 from srl.rollout.backlog import Backlog, Order
@@ -17,6 +16,7 @@ from srl.rollout.loop import Limits, TrajectoryLoop
 from srl.rollout.pool import AHEAD
 from srl.rollout.thread import Job
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
+from srl.weights.bucket import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class SimulatedEngine:
     def abort(self, request_ids: list[str]) -> None:
         raise NotImplementedError("nothing is aborted in a simulation")
 
-    def load_weights(self, buckets: list[Path], version: int) -> None:
+    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None:
         raise NotImplementedError("weights take time in a simulation, and nothing else")
 
     def _step_s(self) -> float:

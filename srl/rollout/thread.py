@@ -3,14 +3,14 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 from srl.protocols.protocol import Protocol
 from srl.rollout.loop import TrajectoryLoop
 from srl.trajectory import Trajectory
+from srl.weights.bucket import Bucket
 
 IDLE_S = 0.5  # longest nap of an idle loop
 
@@ -33,7 +33,7 @@ class Job:
 class Load:
     """Weights on their way in. With `finish_first`, what runs is finished under the old ones."""
 
-    buckets: list[Path]
+    buckets: Sequence[Bucket]
     version: int
     finish_first: bool
     done: Future
@@ -77,7 +77,7 @@ class LoopThread:
             jobs.append(self.finished.get())
         return jobs
 
-    def load_weights(self, buckets: list[Path], version: int, finish_first: bool) -> None:
+    def load_weights(self, buckets: Sequence[Bucket], version: int, finish_first: bool) -> None:
         """Returns when the engine holds these weights."""
         done: Future = Future()
         self.loads.add(done)

@@ -1,8 +1,6 @@
 """The rollout actor: a thin Ray shell around an engine, a tokenizer and the loop."""
 
 import functools
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,6 @@ from srl.rollout.recorded import RecordedEngine, read_trajectories
 from srl.rollout.thread import Job, LoopThread
 from srl.weights.bundle import Bundle, receive
 
-SHARED_MEMORY = Path("/dev/shm")
 CALLS_AT_ONCE = 4  # ready, add, collect, load_weights
 
 
@@ -68,13 +65,9 @@ class RolloutWorker:
         for them is part of `load`. Raises ValueError when a bucket arrives changed.
         """
         started = time.monotonic()
-        folder = Path(tempfile.mkdtemp(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
-        try:
-            paths = receive(bundle, folder, self.config.rollout.timeout_s)
-            here = time.monotonic()
-            self.thread.load_weights(paths, bundle.version, finish_first)
-        finally:
-            shutil.rmtree(folder)
+        buckets = receive(bundle, self.config.rollout.timeout_s)
+        here = time.monotonic()
+        self.thread.load_weights(buckets, bundle.version, finish_first)
         return bundle.version, {"transfer": here - started, "load": time.monotonic() - here}
 
     def counts(self) -> dict[str, int]:

@@ -1,35 +1,29 @@
-"""The weights of one version on their way from learner to rollout: safetensors buckets in Ray's object store.
+"""The weights of one version on their way from learner to rollout: buckets in Ray's object store.
 
-Each rollout actor pulls every bucket once, however many tensors it holds, checks it and hands it to its engine as a file in
-shared memory, which the engine's own worker processes can map.
+Each node pulls every bucket once, however many tensors it holds and however many rollout actors share the node. An actor checks
+the buckets where they lie in shared memory; its engine reads them there.
 """
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
 import ray
 import torch
-import xxhash
-from safetensors import safe_open
 
-Named = list[tuple[str, torch.Tensor]]
+from srl.weights.bucket import Bucket, Named, check_bucket, checksum, fill_buckets, pack
+
 Lazy = list[tuple[str, Callable[[], torch.Tensor]]]
-# safetensors' names of the types that weights come in
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """`buckets` are (reference to a uint8 array with the bytes of a safetensors file, checksum); `size` is their total.
+    """`buckets` are (reference to a `Bucket`, checksum); `size` is their total in bytes.
 
-    `seconds` says what making it took: `gather` (waiting for other ranks' shards) and `pack` (copying, checksum, storing), which
-    overlap.
+    `seconds` says what making it took: `gather` (waiting for other ranks' shards) and `pack` (checksum, copying into the store),
+    which overlap.
     """
 
     version: int
@@ -81,45 +75,10 @@ def plain(lazy: Lazy) -> Named:
 def store(named: Named) -> tuple[ray.ObjectRef, str, int, float]:
     """(reference, checksum, bytes, seconds) of one bucket."""
     started = time.monotonic()
-    content = pack(named)
-    reference = ray.put(content)
-    return reference, checksum(content), content.nbytes, time.monotonic() - started
-
-
-def pack(named: Named) -> np.ndarray:
-    """uint8 array with the bytes of a safetensors file; each tensor is copied once."""
-    header, offset = {}, 0
-    for name, tensor in named:
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    content = np.empty(8 + len(text) + offset, np.uint8)
-    content[:8] = np.frombuffer(len(text).to_bytes(8, "little"), np.uint8)
-    content[8 : 8 + len(text)] = np.frombuffer(text, np.uint8)
-    data = torch.from_numpy(content)[8 + len(text) :]
-    for name, tensor in named:
-        begin, end = header[name]["data_offsets"]
-        data[begin:end].copy_(tensor.contiguous().flatten().view(torch.uint8))
-    return content
-
-
-def fill_buckets(tensors: Iterable[tuple[str, torch.Tensor]], limit: int) -> Iterator[Named]:
-    """Consecutive tensors, packed into buckets of at most `limit` bytes; a larger tensor is a bucket of its own."""
-    bucket: Named = []
-    size = 0
-    for name, tensor in tensors:
-        if bucket and size + tensor.nbytes > limit:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
+    bucket = pack(named)
+    # The arrays go into the store as they lie in memory: this is the only copy.
+    reference = ray.put(bucket)
+    return reference, checksum(bucket), sum(tensor.nbytes for _, tensor in named), time.monotonic() - started
 
 
 def put_bundle(version: int, tensors: Iterable[tuple[str, torch.Tensor]], bucket_mib: int) -> Bundle:
@@ -128,35 +87,12 @@ def put_bundle(version: int, tensors: Iterable[tuple[str, torch.Tensor]], bucket
     return Bundle(version, [part[:2] for part in parts], sum(part[2] for part in parts))
 
 
-def receive(bundle: Bundle, folder: Path, timeout_s: float) -> list[Path]:
-    """Fetch and check every bucket and write it to the folder, as the safetensors file that it is; their paths, in order.
+def receive(bundle: Bundle, timeout_s: float) -> list[Bucket]:
+    """Fetch and check every bucket; they lie in this node's object store until they are dropped.
 
-    Raises ValueError for a bucket that arrives changed, ray's GetTimeoutError for one that does not arrive in `timeout_s`.
+    Raises ValueError for a bucket that arrives changed, ray's GetTimeoutError when not all arrive in `timeout_s`.
     """
-    paths = []
-    for index, (reference, expected) in enumerate(bundle.buckets):
-        content = ray.get(reference, timeout=timeout_s)
-        check_bucket(content, expected, bundle.version, index)
-        paths.append(folder / f"{index:05d}.safetensors")
-        paths[-1].write_bytes(content)
-    return paths
-
-
-def folder_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors of a Hugging Face model folder. Raises FileNotFoundError when it has no safetensors file."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no *.safetensors file")
-    for file in files:
-        with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 - not a dictionary
-                yield name, handle.get_tensor(name)
-
-
-def checksum(content: bytes | np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(memoryview(content))
-
-
-def check_bucket(content: bytes | np.ndarray, expected: str, version: int, index: int) -> None:
-    if (found := checksum(content)) != expected:
-        raise ValueError(f"weights version {version}, bucket {index}: checksum {found} instead of {expected}")
+    received = ray.get([reference for reference, _ in bundle.buckets], timeout=timeout_s)
+    for index, (bucket, (_, expected)) in enumerate(zip(received, bundle.buckets, strict=True)):
+        check_bucket(bucket, expected, bundle.version, index)
+    return received
