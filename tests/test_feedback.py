@@ -147,8 +147,8 @@ def test_a_judge_that_raises_and_a_judge_that_is_missing_are_errors(chat):
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, list[dict]]]:
-    """An address at which a model answers in turn with these words, and the messages it was sent."""
-    words, asked = iter(["85 no. [VERIFY] wrong", "[VERIFY] correct.", "Who knows?"]), []
+    """An address at which a model answers in turn with these words, or hangs up, and the messages it was sent."""
+    words, asked = iter(["85 no. [VERIFY] wrong", "[VERIFY] correct.", "Who knows?", None]), []
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self, body: dict) -> None:
@@ -162,7 +162,8 @@ def endpoint() -> Iterator[tuple[str, list[dict]]]:
 
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.reply({"choices": [{"message": {"content": next(words)}}]})
+            if word := next(words):
+                self.reply({"choices": [{"message": {"content": word}}]})
 
         def log_message(self, *_) -> None: ...
 
@@ -179,15 +180,16 @@ def test_a_second_model_judges_behind_its_endpoint(chat, endpoint):
     judges = make_judges(config, ())
     trajectory, _ = play(chat, "judged", SLIP, RIGHT, config=config, judges=judges)
     assert kinds(trajectory) == [A, I, R] and trajectory.stop_reason is StopReason.ACCEPTED
-    undecided, _ = play(chat, "judged", SLIP, config=config, judges=judges)
-    assert undecided.stop_reason is StopReason.UNJUDGED
+    for _ in range(2):
+        undecided, _ = play(chat, "judged", SLIP, config=config, judges=judges)
+        assert undecided.stop_reason is StopReason.UNJUDGED
     first = {"model": "other", "temperature": 0, "max_tokens": 160}
     first["messages"] = [
         {"role": "user", "content": question(CHAIN)},
         {"role": "assistant", "content": SLIP},
         {"role": "user", "content": "Check the solution."},
     ]
-    assert asked[0] == first and [request["messages"][1]["content"] for request in asked] == [SLIP, RIGHT, SLIP]
+    assert asked[0] == first and [request["messages"][1]["content"] for request in asked] == [SLIP, RIGHT, SLIP, SLIP]
 
 
 def test_a_judge_that_is_not_named_or_not_there_is_refused_before_anything_is_sampled():

@@ -5,6 +5,7 @@ as a reward model, `served` of a second language model.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,8 @@ from srl.reward.answer import stated_answer
 from srl.trajectory import Outcome, Trajectory, Verdict
 
 MOST_CALLS = 64  # at once, from one rollout worker to a judge behind an endpoint
+
+log = logging.getLogger(__name__)
 
 
 def in_threads(function: Callable[[Trajectory], Verdict | None], threads: int) -> Judge:
@@ -49,7 +52,8 @@ def gold_judge(reward_actors: Sequence[ActorHandle], stated: bool) -> Judge:
 def served(config: Config) -> Judge:
     """A second model behind protocol.judge_url is shown problem and answer and asked `prompts.verify`, greedily.
 
-    Its verdict is read by protocol.grammar. Raises ConfigError when no server with a model answers there.
+    Its verdict is read by protocol.grammar; a server that does not answer gives none. Raises ConfigError when there is no server
+    with a model at the start.
     """
     protocol, prompts = config.protocol, config.prompts
     # Above protocol.judge_timeout_s: it is the loop that gives a judge up.
@@ -63,7 +67,11 @@ def served(config: Config) -> Judge:
         said = [prompts.question.replace("{question}", trajectory.question), trajectory.answers()[-1].text, prompts.verify]
         messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), said, strict=True)]
         asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": config.rollout.max_verdict_tokens}
-        reply = client.post("/chat/completions", json=asked).raise_for_status().json()
+        try:
+            reply = client.post("/chat/completions", json=asked).raise_for_status().json()
+        except httpx.TransportError as error:
+            log.warning("no verdict on %s: %s", trajectory.id, error)
+            return None
         return only_verdict(reply["choices"][0]["message"]["content"], protocol.grammar)
 
     return in_threads(ask, min(MOST_CALLS, config.rollout.max_sequences))
