@@ -8,6 +8,7 @@ tokens per second of this process's CPU time, which on CPU is what the wall cloc
 
 worker_to_generate         tokens/s of single-turn trajectories through the worker over those of `LLM.generate`, same seeds, same
                            settings of engine and requests
+outside_vllm               share of the loop's CPU time in such trajectories that is not spent in vLLM's own calls
 continuous_to_barrier      tokens/s of two-turn trajectories of mixed length over the same with a barrier after each turn, where
                            as many trajectories are begun together as the engine runs at once
 continuous_to_one_barrier  the same against a single barrier between the first and the second turns of all of them
@@ -45,7 +46,7 @@ TOKENS_PER_TURN = (8, 160)  # least and most
 
 
 class CountingEngine(Engine):
-    """Remembers, for each later turn, how much of its prompt was cached and how much could have been."""
+    """Remembers, for each later turn, how much of its prompt was cached and how much could have been; and vLLM's CPU seconds."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -53,6 +54,17 @@ class CountingEngine(Engine):
         self.finished: dict[str, int] = {}  # tokens a trajectory left in the cache
         self.prompts: dict[str, list[int]] = {}
         self.cached = self.reusable = 0
+        self.vllm_s = 0.0
+        self.engine.step, self.engine.add_request = self.timed(self.engine.step), self.timed(self.engine.add_request)
+
+    def timed(self, call: Callable) -> Callable:
+        def timed(*arguments):
+            started = time.thread_time()
+            result = call(*arguments)
+            self.vllm_s += time.thread_time() - started
+            return result
+
+        return timed
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
         self.prompts[request_id] = token_ids
@@ -113,6 +125,13 @@ def through_generate(llm, worker: RolloutWorker, asked: list[Trajectory]) -> int
 def play(worker: RolloutWorker, protocol: Protocol, asked: list[Trajectory]) -> list[Trajectory]:
     engine, most = worker.thread.loop.engine, limits(worker.config)
     return run_trajectories(engine, protocol, worker.chat, asked, temperature=1.0, limits=most, timeout_s=3600)
+
+
+def outside_vllm(worker: RolloutWorker, asked: list[Trajectory]) -> float:
+    engine, started = worker.thread.loop.engine, time.thread_time()
+    engine.vllm_s = 0.0
+    play(worker, worker.thread.protocol("attempt"), asked)
+    return 1 - engine.vllm_s / (time.thread_time() - started)
 
 
 def with_barriers(worker: RolloutWorker, asked: list[Trajectory], at_once: int) -> int:
@@ -204,6 +223,7 @@ def measure(config: Config, count: int, rounds: int) -> Iterator[tuple[str, Rati
         return sampled(play(worker, two_turns(worker), given))
 
     yield "worker_to_generate", ratio(rounds, asked("one turn"), one_turn, functools.partial(through_generate, llm, worker))
+    yield "outside_vllm", outside_vllm(worker, asked("one turn")(0))
     engine.cached = engine.reusable = 0
     continuous(asked("two turns")(0))
     yield "prefix_hits_turn_2", engine.cached / engine.reusable
