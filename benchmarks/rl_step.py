@@ -4,13 +4,15 @@ Measured: rollout (vLLM), reward, learner (packed, DeepSpeed) and weight sync of
 (a fine-tuned one, whose answers are long and of many lengths; or the base model). With --trl, a Python that has TRL installed,
 its GRPOTrainer takes steps in between: same model, problems, group size, longest response, optimizer, no KL, float32, one thread.
 It samples with `generate` of transformers, its default, all trajectories at once. With --bfloat16 both use that: TRL by autocast
-and with gradient checkpointing, as are its defaults; srl in the weights, with the correction for what that changes.
+and with gradient checkpointing, as are its defaults; srl in the weights, with the correction for what that changes. Processor
+time, of this process and all it started against TRL's process, says the same on a machine that does other things too.
 
 Simulated: steps per hour with `rl.ahead` 0, 1, 2 and 4 against 0, with the real ledger, and engines that sample groups of
 log-normal length side by side; no model runs (--simulate: this alone). Prints JSON.
 """
 
 import argparse
+import contextlib
 import heapq
 import json
 import random
@@ -19,6 +21,8 @@ import time
 from collections import Counter
 from itertools import pairwise
 from statistics import median
+
+import psutil
 
 from benchmarks.trl_trainers import Trainer, rows_per_pass
 from srl.config import Config, load_config
@@ -74,6 +78,17 @@ def trl_trainer(python: str, config: Config, session: Session, batches: list[lis
     )  # fmt: skip
 
 
+def processor_seconds(trl: int | None) -> tuple[float, float]:
+    """Of this process and all that it started, and of TRL's, since they began."""
+    spent = {None: 0.0}
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent[process.pid] = times.user + times.system
+    theirs = spent.pop(trl, 0.0)
+    return sum(spent.values()), theirs
+
+
 def measured(options: argparse.Namespace, folder: str) -> dict:
     config = load_config(
         None,
@@ -88,25 +103,35 @@ def measured(options: argparse.Namespace, folder: str) -> dict:
     update = PolicyUpdate(config, session.base, session.chat.opening(""))
     batches = [chain_problems("train", options.prompts, number, 4, 4) for number in range(options.rounds + 1)]
     trainer = trl_trainer(options.trl, config, session, batches) if options.trl else None
+    pid = trainer.process.pid if trainer else None
     ours, theirs = [], []
     for number, problems in enumerate(batches):
+        before = processor_seconds(pid)
         ours.append(one_step(session, update, problems, number))
+        between = processor_seconds(pid)
+        ours[-1]["processor_s"] = between[0] - before[0]
         if trainer:
             theirs.append(trainer.step())
+            theirs[-1]["processor_s"] = processor_seconds(pid)[1] - between[1]
     session.close()
-    # The first round warms up.
-    found = {name: median(step[name] for step in ours[1:]) for name in ours[0]}
-    seconds = [sum(step[phase] for phase in PHASES) for step in ours[1:]]
-    result = {
-        "trajectories": options.prompts * options.group,
-        "srl": {"seconds": median(seconds), **found},
-        "share": {phase: found[phase] / sum(found[phase] for phase in PHASES) for phase in PHASES},
-    }
     if trainer:
         trainer.close()
-        result["trl"] = {name: median(step[name] for step in theirs[1:]) for name in ("seconds", "generate_s", "tokens")}
-        ratios = [other["seconds"] / own for own, other in zip(seconds, theirs[1:], strict=True)]
-        result["times_faster_than_trl"] = median(ratios)
+    # The first round warms up.
+    return {"trajectories": options.prompts * options.group, **summary(ours[1:], theirs[1:])}
+
+
+def summary(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict:
+    """Medians over rounds; ratios are of the two sides of one round."""
+    found = {name: median(step[name] for step in ours) for name in ours[0]}
+    seconds = [sum(step[phase] for phase in PHASES) for step in ours]
+    share = {phase: found[phase] / sum(found[phase] for phase in PHASES) for phase in PHASES}
+    result = {"srl": {"seconds": median(seconds), **found}, "share": share}
+    if theirs:
+        pairs = list(zip(seconds, ours, theirs, strict=True))
+        measures = ("seconds", "processor_s", "generate_s", "tokens")
+        result["trl"] = {name: median(step[name] for step in theirs) for name in measures}
+        result["times_faster_than_trl"] = median(other["seconds"] / took for took, _, other in pairs)
+        result["processor_time_of_trl_over_srl"] = median(other["processor_s"] / own["processor_s"] for _, own, other in pairs)
     return result
 
 

@@ -76,9 +76,11 @@ def store(named: Named) -> tuple[ray.ObjectRef, str, int, float]:
     """(reference, checksum, bytes, seconds) of one bucket."""
     started = time.monotonic()
     bucket = pack(named)
-    # The arrays go into the store as they lie in memory: this is the only copy.
-    reference = ray.put(bucket)
-    return reference, checksum(bucket), sum(tensor.nbytes for _, tensor in named), time.monotonic() - started
+    with ThreadPoolExecutor(1, "checksum") as thread:
+        digest = thread.submit(checksum, bucket)
+        # The arrays go into the store as they lie in memory: this is the only copy.
+        reference = ray.put(bucket)
+    return reference, digest.result(), sum(tensor.nbytes for _, tensor in named), time.monotonic() - started
 
 
 def put_bundle(version: int, tensors: Iterable[tuple[str, torch.Tensor]], bucket_mib: int) -> Bundle:
