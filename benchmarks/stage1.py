@@ -9,7 +9,7 @@
 Each runs in a process of its own, in turns, on the same model and problems. Prints JSON with two parts:
 
 same requests  all three sample the same tokens: what is left is how they go about it
-early stop     N1, N2, M1, M2 in the paper's proportions, of which the pipeline samples only until a problem's quotas are full
+early stop     the paper's N1, N2, M1, M2, of which the pipeline samples only until a problem's quotas are full
                (stage1.wave); the scripts cannot know that and sample everything
 
 `accepted` are attempts that D1, D2 or D3 could take, at most stage1.per_prompt_and_class right and as many wrong ones of a
@@ -44,8 +44,8 @@ from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Outcome, Trajectory, TurnKind, from_record, to_record
 
 SMALL = ["stage1.prompts=200", "stage1.block=25", "rollout.threads=1", "run.object_store_mib=100"]
-MANY = ["stage1.attempts=24", "stage1.verdicts=4", "stage1.wrong_revisions=4", "stage1.correct_revisions=2"]
-PARTS = {"same requests": ["stage1.wave=4"], "early stop": ["stage1.prompts=40", "stage1.block=10", *MANY]}
+PAPER = ["stage1.attempts=50", "stage1.verdicts=8", "stage1.wrong_revisions=8", "stage1.correct_revisions=4"]
+PARTS = {"same requests": ["stage1.wave=4"], "early stop": ["stage1.prompts=24", "stage1.block=6", *PAPER]}
 STEPS = ("attempt", "verdict", "revision")
 
 
