@@ -196,7 +196,7 @@ def measure(config: Config, count: int, rounds: int) -> Iterator[tuple[str, Rati
     def make_engine(config: Config, chat) -> CountingEngine:
         return CountingEngine(config.model.path, config.model, config.rollout, chat.stop_ids)
 
-    worker = RolloutWorker(config, 0, (), make_engine)
+    worker = RolloutWorker(config, 0, b"", make_engine)
     engine, at_once = worker.thread.loop.engine, config.rollout.max_sequences
     if not config.rollout.gpus:
         torch.set_num_threads(config.rollout.threads)  # of this thread; the worker's has its own

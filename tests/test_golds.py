@@ -33,7 +33,7 @@ WITHOUT_ANSWER = {"math_train": [5342, 5344], "math_deepscaler_train": [887, 101
 
 # Answer and gold of neighbours that are accepted, by eye: a unit, a percent sign or the variable's name is all they differ in.
 EQUAL_BY_EYE = {("x=5", "5"), ("K=8", "8"), ("25", r"25\%"), ("21", r"21\text{ dogs}"), ("18", r"18 \text{ degrees}")}
-EQUAL_BY_EYE |= {("120", r"120^\circ"), (r"120^\circ", "120"), (r"\frac34", r"\frac{3}{4}")}
+EQUAL_BY_EYE |= {("7", r"7\%"), ("120", r"120^\circ"), (r"120^\circ", "120"), (r"\frac34", r"\frac{3}{4}")}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import ray
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
@@ -76,7 +77,8 @@ class Fleet:
 
     def __init__(self, config: Config, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine):
         self.config, self.bundle = config, None
-        self.arguments = reward_actors, make_engine
+        # Pickled apart, handles are no object references, of which Ray says at every start that a restart may miss them.
+        self.arguments = cloudpickle.dumps(tuple(reward_actors)), make_engine
         self.counts: Counter[str] = Counter()
         self.any_up = time.monotonic()
         self.last_cause = ""

@@ -2,10 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from ray.actor import ActorHandle
+from ray import cloudpickle
 
 from srl.config import Config
 from srl.observe.pulse import start_pulse
@@ -29,12 +29,15 @@ class StaleWeights(RuntimeError):
 
 
 class RolloutWorker:
-    """One engine. After a restart by Ray it holds the weights it was created with, version 0."""
+    """One engine. After a restart by Ray it holds the weights it was created with, version 0.
 
-    def __init__(self, config: Config, index: int, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine):
+    `reward_actors` are the pickled handles of the actors that judge for protocols which need the gold answer; empty for none.
+    """
+
+    def __init__(self, config: Config, index: int, reward_actors: bytes, make_engine: MakeEngine):
         self.config, self.index = config, index
         self.chat = Chat(model_folder(config.model.path), config.prompts)
-        judges = make_judges(config, reward_actors)
+        judges = make_judges(config, cloudpickle.loads(reward_actors) if reward_actors else ())
         self.thread = LoopThread(
             lambda: TrajectoryLoop(make_engine(config, self.chat), self.chat, limits(config), judges),
             functools.cache(lambda name: build_protocol(name, config, self.chat)),
