@@ -16,6 +16,7 @@ from srl.config import load_config
 from srl.driver.session import connect
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.engine import Completion
+from srl.rollout.fleet import State
 from srl.rollout.pool import PoolFull, RolloutPool
 from srl.tasks.problems import chain_problems
 from srl.trajectory import StopReason, Trajectory
@@ -193,12 +194,15 @@ def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, opening
     (((endless,),),) = [all_completed(pool)]
     assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
     pool.config.rollout.retries = pool.backlog.retries = 5
+    while any(slot.state is not State.UP for slot in pool.fleet.slots):
+        assert pool.completed(0) == []
+        time.sleep(0.1)
+    frozen = pool.fleet.slots[0]
+    victim = ray.get(frozen.worker.__ray_call__.remote(lambda worker: os.getpid()), timeout=60)
     pool.submit("attempt", groups(openings, "frozen", 90), 1.0)
-    found = []
-    while not (victims := workers(".collect")):
-        found += pool.completed(0.02)  # on a slow machine they end what they have before the first look
-    os.kill(victims[0], signal.SIGSTOP)
-    found += all_completed(pool)
+    assert frozen.orders
+    os.kill(victim, signal.SIGSTOP)
+    found = all_completed(pool)
     pool.config.rollout.retries = pool.backlog.retries = 1
     assert len(found) == 90 and versions(found) == {pool.version}
     assert not any(t.stop_reason is StopReason.FAILED for (t,) in found)
