@@ -16,7 +16,8 @@ from srl.protocols.chat import Chat, model_folder
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import chain_problems
 from srl.trajectory import Trajectory
-from srl.weights.bundle import folder_tensors, put_bundle
+from srl.weights.bucket import folder_tensors
+from srl.weights.bundle import put_bundle
 
 pytestmark = pytest.mark.long
 
