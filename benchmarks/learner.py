@@ -6,11 +6,12 @@ as trainers without packing do. With --trl, a Python that has TRL installed, its
 same order, padded as is its default (its packing needs FlashAttention, which CPUs lack), with as many sequences in a pass as
 have the learner's budget of tokens on average. One thread each; first losses must agree.
 
-With --memory also the peak memory per actor of two ranks by ZeRO stage, of a Qwen2 with 57 M random parameters. Prints JSON.
+With --memory instead: the peak memory per actor of two ranks by ZeRO stage, of a Qwen2 with 57 M random parameters. Prints JSON.
 """
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -156,15 +157,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=64, help="sequences per optimizer step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="only the memory by ZeRO stage")
     options = parser.parse_args()
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")  # its warnings go to the standard output, where JSON belongs
     config = load_config(None, ["learner.threads=1"])
     connect(config)
-    result: dict = speed(config, options.examples, options.rounds, options.trl)
     if options.memory:
         with tempfile.TemporaryDirectory() as folder:
             model = middle_sized_model(Path(folder))
-            result["peak_mib_of_two_ranks_by_zero_stage"] = {stage: memory(config, model, stage) for stage in range(4)}
+            result = {"peak_mib_of_two_ranks_by_zero_stage": {stage: memory(config, model, stage) for stage in range(4)}}
+    else:
+        result = speed(config, options.examples, options.rounds, options.trl)
     print(json.dumps(result, indent=1), flush=True)
     ray.shutdown()
 

@@ -123,6 +123,15 @@ def test_weights_that_arrive_in_the_middle_change_the_tokens_after_them_only(eng
     engine.load_weights(weights(0.0), 5)
 
 
+def test_an_engine_with_a_process_of_its_own_gets_the_same_weights_as_files(engine, prompts, monkeypatch):
+    monkeypatch.setattr(engine, "own_process", True)
+    for name in ("sleep", "wake_up"):
+        monkeypatch.setattr(engine.engine, name, lambda **_: None)
+    engine.load_weights(weights(0.001), 6)
+    assert max(gaps(prompts, sample(engine, prompts), torch.float32, 0.001)) < 1e-4
+    engine.load_weights(weights(0.0), 7)
+
+
 def test_an_aborted_request_leaves_the_engine_empty(engine, prompts):
     engine.submit("gone", prompts[0], Sampling(60, 1.0, 1))
     engine.step()
