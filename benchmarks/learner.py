@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def memory(config: Config, model: str, stage: int) -> list[float]:
         learners.train(examples_of(4, number), sft_loss, RATE)
     found = ray.get([rank.peak_memory.remote() for rank in learners.ranks], timeout=WAIT_S)
     learners.close()
+    print(f"ZeRO {stage}: {found}", file=sys.stderr, flush=True)
     return [round(value) for value in found]
 
 
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
     parser.add_argument("--memory", action="store_true", help="only the memory by ZeRO stage")
     options = parser.parse_args()
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")  # its warnings go to the standard output, where JSON belongs
+    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's warning that it found none would go where JSON belongs
     config = load_config(None, ["learner.threads=1"])
     connect(config)
     if options.memory:
