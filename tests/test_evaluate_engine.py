@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, problems: Path) -> list[RunDi
 
 
 def same(row: dict) -> dict:
-    return {key: value for key, value in row.items() if key not in ("method", "model")}
+    return {key: value for key, value in row.items() if key not in ("method", "model", "evaluation")}
 
 
 def test_several_models_and_protocols_in_one_call_give_a_row_each(runs: list[RunDirectory]):
