@@ -257,6 +257,7 @@ def main() -> None:
         for number in range(options.rounds):
             (place := folder / f"{part.replace(' ', '-')}-{number}").mkdir(parents=True)
             rounds.append(one_round(place, [*own, *options.settings], with_engine=part == "same requests"))
+            print(part, json.dumps(ratios(rounds[-1])), file=sys.stderr, flush=True)
         each = [ratios(found) for found in rounds]
         report[part] = {"median": {name: round(median(one[name] for one in each), 3) for name in each[0]}, "rounds": rounds}
     print(json.dumps(report, indent=1))
