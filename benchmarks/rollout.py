@@ -32,9 +32,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray import cloudpickle
+
 from srl.config import Config, load_config
+from srl.protocols.action import Generate, Protocol, Say, Stop
 from srl.protocols.chat import Chat
-from srl.protocols.protocol import Generate, Protocol, Say, Stop
 from srl.rollout.engine import Engine, Sampling
 from srl.rollout.loop import run_trajectories, turn_seed
 from srl.rollout.thread import Job
@@ -196,7 +198,7 @@ def measure(config: Config, count: int, rounds: int) -> Iterator[tuple[str, Rati
     def make_engine(config: Config, chat) -> CountingEngine:
         return CountingEngine(config.model.path, config.model, config.rollout, chat.stop_ids)
 
-    worker = RolloutWorker(config, 0, b"", make_engine)
+    worker = RolloutWorker(config, 0, cloudpickle.dumps(()), make_engine)
     engine, at_once = worker.thread.loop.engine, config.rollout.max_sequences
     if not config.rollout.gpus:
         torch.set_num_threads(config.rollout.threads)  # of this thread; the worker's has its own

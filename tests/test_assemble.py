@@ -23,8 +23,9 @@ from srl.pipelines.assemble import (
 from srl.pipelines.card import add, bucket, card_text, data_card, difficulty_of, problem_statistics
 from srl.pipelines.classes import candidates
 from srl.pipelines.samples import write_block
+from srl.protocols.action import Sampled
 from srl.protocols.chat import Chat
-from srl.protocols.protocol import Sampled, append_chain
+from srl.protocols.receive import append_chain
 from srl.tasks.chains import Chain, check, question, solution, verdict_line
 from srl.trajectory import Outcome, Trajectory, TurnKind, Verdict
 

@@ -11,7 +11,8 @@ from srl.driver import models
 from srl.driver.evaluate import evaluate, measure
 from srl.evaluation.cell import Cell
 from srl.observe.run_directory import RunDirectory
-from srl.protocols.protocol import Sampled, append_chain, chain_end
+from srl.protocols.action import Sampled
+from srl.protocols.receive import append_chain, chain_end
 from srl.tasks.problems import Problem, to_problem
 from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from srl.config import Config, load_config
 from srl.driver.pretrain import encode
 from srl.pipelines.restarts import given as as_given
+from srl.protocols.action import Sampled
 from srl.protocols.chat import Chat
-from srl.protocols.protocol import Sampled, append_chain, build_protocol
+from srl.protocols.protocol import build_protocol
+from srl.protocols.receive import append_chain
 from srl.rollout.engine import Completion, Sampling
 from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.chains import Chain, check, document, question, solution, verdict_line

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
 
     model = model_folder(options.model)
     chat = Chat(model, config.prompts)
-    protocol = checked_protocol(options.protocol or config.protocol.name)
+    protocol = checked_protocol(options.protocol or config.own_protocol)
     say(f"starting vLLM with {options.model}")
     with vllm_server(model, config) as url:
         for question in options.question or questions():

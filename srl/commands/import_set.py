@@ -20,9 +20,10 @@ def run(options: argparse.Namespace, config: Config) -> None:
     from srl.pipelines.conversation import import_records
 
     directory = RunDirectory(config)
-    card = import_records(config, options.source, directory.file("stage1/demonstrations.parquet"))
-    for phase in ("sample", "assemble"):
-        with directory.phase(phase):
-            pass  # nothing is left to do in it
+    with directory.alone():
+        card = import_records(config, options.source, directory.file("stage1/demonstrations.parquet"))
+        for phase in ("sample", "assemble"):
+            with directory.phase(phase):
+                pass  # nothing is left to do in it
     directory.close()
     print(f"{directory.path}: " + "  ".join(f"{name} {count}" for name, count in card["classes"].items()) + "; now run sft")

@@ -18,7 +18,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="Hugging Face folder or hub name, such as RUN/checkpoints/rl"
     )
-    parser.add_argument("--protocol", help="default: protocol.name; `prompted` for a model that was not trained to judge itself")
+    parser.add_argument("--protocol", help="default: as trained; `prompted` for a model that was not trained to judge itself")
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
 
     model = model_folder(options.model)
     chat = Chat(model, config.prompts)
-    protocol = checked_protocol(options.protocol or config.protocol.name)
+    protocol = checked_protocol(options.protocol or config.own_protocol)
     say(f"starting vLLM with {options.model}")
     with vllm_server(model, config) as url:
         say(f"listening on http://{options.host}:{options.port}/v1")

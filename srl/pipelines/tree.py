@@ -14,8 +14,9 @@ from typing import TypeVar
 from srl.config import Config
 from srl.pipelines.classes import candidates
 from srl.pipelines.samples import Row, sample_row
+from srl.protocols.action import Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
-from srl.protocols.protocol import Protocol, Sampled, Say, Stop, build_protocol
+from srl.protocols.protocol import build_protocol
 from srl.reward.actor import grade_all
 from srl.reward.rules import GradeRequest, state_answers
 from srl.rollout.engine import Completion, Sampling

@@ -18,29 +18,12 @@ All but the steps go on for up to protocol.max_rounds revisions; in a long chain
 from collections.abc import Callable
 
 from srl.config import Config
-from srl.protocols.action import Action, Ask, Generate, Judge, Protocol, Sampled, Say, Stop
+from srl.protocols.action import Protocol
 from srl.protocols.chat import Chat
 from srl.protocols.feedback import gold, judged, misleading
 from srl.protocols.own_verdict import long_chain, prompted, two_turn
-from srl.protocols.receive import append_chain, append_turn, chain_end
 from srl.protocols.steps import intrinsic, step
 from srl.trajectory import TurnKind
-
-__all__ = [
-    "PROTOCOLS",
-    "Action",
-    "Ask",
-    "Generate",
-    "Judge",
-    "Protocol",
-    "Sampled",
-    "Say",
-    "Stop",
-    "append_chain",
-    "append_turn",
-    "build_protocol",
-    "chain_end",
-]
 
 PROTOCOLS: dict[str, Callable[[Config, Chat], Protocol]] = {
     "long_chain": long_chain,

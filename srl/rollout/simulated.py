@@ -6,7 +6,7 @@ A stand-in for measurements on a cluster, not a replacement: sequences differ in
 import heapq
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from srl.protocols.action import Action, Generate, Protocol, Sampled, Stop
@@ -16,7 +16,6 @@ from srl.rollout.loop import Limits, TrajectoryLoop
 from srl.rollout.pool import AHEAD
 from srl.rollout.thread import Job
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
-from srl.weights.bucket import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,10 @@ class Shares:
 
 
 class SimulatedEngine:
-    """Keeps the time `now` (seconds); a step lasts until the next request ends, at `next_end`."""
+    """Keeps the time `now` (seconds); a step lasts until the next request ends, at `next_end`.
+
+    Nothing is aborted in a simulation, and weights are the `pause` that they take.
+    """
 
     version = 0
 
@@ -92,12 +94,6 @@ class SimulatedEngine:
 
     def pause(self, seconds: float) -> None:
         self.now += seconds
-
-    def abort(self, request_ids: list[str]) -> None:
-        raise NotImplementedError("nothing is aborted in a simulation")
-
-    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None:
-        raise NotImplementedError("weights take time in a simulation, and nothing else")
 
     def _step_s(self) -> float:
         """Seconds for one token of every request that runs."""

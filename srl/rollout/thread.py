@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from srl.protocols.protocol import Protocol
+from srl.protocols.action import Protocol
 from srl.rollout.loop import TrajectoryLoop
 from srl.trajectory import Trajectory
 from srl.weights.bucket import Bucket

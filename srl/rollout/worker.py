@@ -20,7 +20,6 @@ from srl.weights.bundle import Bundle, receive
 
 CALLS_AT_ONCE = 4  # ready, add, collect, load_weights
 
-
 MakeEngine = Callable[[Config, Chat], StepEngine]
 
 
@@ -31,13 +30,13 @@ class StaleWeights(RuntimeError):
 class RolloutWorker:
     """One engine. After a restart by Ray it holds the weights it was created with, version 0.
 
-    `reward_actors` are the pickled handles of the actors that judge for protocols which need the gold answer; empty for none.
+    `reward_actors` are the handles, pickled, of the actors that judge for protocols which need the gold answer.
     """
 
     def __init__(self, config: Config, index: int, reward_actors: bytes, make_engine: MakeEngine):
         self.config, self.index = config, index
         self.chat = Chat(model_folder(config.model.path), config.prompts)
-        judges = make_judges(config, cloudpickle.loads(reward_actors) if reward_actors else ())
+        judges = make_judges(config, cloudpickle.loads(reward_actors))
         self.thread = LoopThread(
             lambda: TrajectoryLoop(make_engine(config, self.chat), self.chat, limits(config), judges),
             functools.cache(lambda name: build_protocol(name, config, self.chat)),

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from srl.protocols.action import Ask, Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
 from srl.protocols.grammar import GRAMMARS, end_of_answer, verdict_of
-from srl.protocols.protocol import Ask, Protocol, Sampled, Say, Stop
 from srl.rollout.loop import said
 from srl.serving.backend import Sample
 from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict

@@ -39,10 +39,9 @@ def olympiad_question(row: Row) -> str:
 
 def boxed_in_solution(row: Row) -> str | None:
     """MATH, Minerva, NuminaMath-CoT: the last box of the solution; hub copies that have an `answer` column repeat it there."""
-    answer = row.get("answer")
-    if answer is not None or ("answer" in row and "solution" not in row):
-        return None if answer is None else str(answer)
-    return last_boxed(row["solution"])
+    if (answer := row.get("answer")) is not None:
+        return str(answer)
+    return last_boxed(row["solution"]) if "solution" in row or "answer" not in row else None
 
 
 def after_marker(row: Row) -> str:
