@@ -3,7 +3,7 @@
 import pytest
 
 from srl.pipelines.balance_score import Judged, balance_score, judged_attempts
-from tests.test_assemble import family
+from tests.demonstration_rows import family
 
 # Two different right attempts, one of them twice, and two wrong ones of which one is believed.
 ATTEMPTS = [

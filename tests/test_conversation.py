@@ -7,10 +7,12 @@ import datasets
 import pytest
 
 from srl.config import ConfigError, load_config
+from srl.learner.batch import weighted_example
 from srl.pipelines.assemble import load_demonstrations, messages, render, write_demonstrations
 from srl.pipelines.conversation import demonstration, export, import_records, record
 from srl.protocols.chat import Chat
-from tests.test_assemble import CHAIN, RIGHT, SAYS_WRONG, SLIP, config, path, question, weighted_example
+from srl.tasks.chains import question
+from tests.demonstration_rows import CHAIN, RIGHT, SAYS_WRONG, SLIP, config, path
 
 TOLD = "The solution is wrong. Correct it."
 
