@@ -20,6 +20,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from benchmarks.processes import by_role
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["stage1.prompts=48", "stage1.block=4", "stage1.attempts=3", "rollout.max_sequences=8", "run.object_store_mib=100"]
 SMALL += ["reward.deadline_s=60"]  # a busy machine is no reason to fail
@@ -39,12 +41,7 @@ def blocks(folder: Path) -> int:
 
 def engines(driver: int) -> list[int]:
     """Pids of the sampling actors below the driver."""
-    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
-    rows = [(int(pid), int(parent), text) for pid, parent, text in (line.split(None, 2) for line in table)]
-    family = {driver}
-    for _ in range(8):
-        family |= {pid for pid, parent, _ in rows if parent in family}
-    return [pid for pid, _, text in rows if pid in family and "EngineActor" in text]
+    return [process.pid for process in by_role(driver).get("sampling", [])]
 
 
 def kill_once(process: subprocess.Popen, who: str, after: int, folder: Path, rng: random.Random) -> bool:

@@ -1,0 +1,83 @@
+"""What the soak computes from what it has seen."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import by_role, role
+from benchmarks.soak import WARM_S, fine, longest_gap, memory_slopes, slope, tail
+
+MIB = 2**20
+
+
+def test_a_slope_is_taken_within_processes_that_have_different_levels():
+    # Both grow by 2 an hour; the second begins 100 higher and later, which would look like growth between them.
+    assert slope([1, 1, 2, 2], [0, 1, 5, 6], [10, 12, 110, 112]) == {"slope": 2.0, "standard error": 0.0}
+
+
+def test_the_error_of_a_slope_comes_from_the_processes_not_from_the_points():
+    # Growth of 0 and of 2: mean 1; scores -0.5 and 0.5, spread 1: sqrt(2 * 0.5) / 1.
+    found = slope([1, 1, 2, 2], [0, 1, 0, 1], [5, 5, 5, 7])
+    assert found == {"slope": 1.0, "standard error": 1.0}
+    many = slope([1] * 100 + [2] * 100, [0, 1] * 100, [5, 5] * 50 + [5, 7] * 50)
+    assert many == {"slope": 1.0, "standard error": 1.0}
+
+
+def test_one_process_has_a_slope_without_an_error_and_one_point_has_none():
+    assert slope([1, 1], [0, 1], [3, 4]) == {"slope": 1.0, "standard error": None}
+    assert slope([1], [0], [3]) == {"slope": None, "standard error": None}
+
+
+def row(pid: int, s: float, mebibytes: float, age: float) -> dict:
+    counts = {"files": 9, "threads": 4}
+    return {"s": s, "role": "learner", "pid": pid, "age": age, "resident": mebibytes * MIB, "private": MIB, **counts}
+
+
+def test_memory_while_a_process_starts_is_no_leak():
+    rows = [row(1, 0, 50, 0), row(1, 1800, 500, WARM_S + 1), row(1, 3600, 510, WARM_S + 1800)]
+    found = memory_slopes(rows)["learner"]
+    assert found["MiB per hour"]["slope"] == pytest.approx(20) and found["private MiB per hour"]["slope"] == 0
+    assert found["most MiB"] == 510 and found["processes"] == 1
+
+
+def test_the_longest_time_without_a_step():
+    assert longest_gap([0.0, 3.0, 4.0, 9.5]) == 5.5 and longest_gap([0.0]) == 0.0
+
+
+def test_only_whole_lines_of_stage_2_are_steps(tmp_path: Path):
+    file = tmp_path / "metrics.jsonl"
+    assert tail(file) == []
+    step = {"phase": "rl", "step": 0, "seconds": 1.5}
+    file.write_text(json.dumps(step) + "\n" + json.dumps({"phase": "handshake", "step": 0}) + "\n" + '{"phase": "rl", "st')
+    assert tail(file) == [step]
+
+
+GOOD = {
+    "steps": 3, "steps recorded once": True, "stopped when asked after s": 2.0, "prompts lost": 0, "prompts repeated": 0,
+    "ended by itself": [], "processes left behind": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad", [{"prompts lost": 1}, {"prompts repeated": 1}, {"ended by itself": ["x"]}, {"stopped when asked after s": None}]
+)
+def test_a_soak_fails_for_each_thing_that_must_not_happen(bad: dict):
+    assert fine(GOOD) and not fine({**GOOD, **bad})
+
+
+def test_processes_are_known_by_what_they_call_themselves():
+    assert role("ray::RolloutWorker.collect") == "rollout" and role("python -m srl.reward.worker 5.0 2048") == "grading"
+    assert role("/x/raylet --log_dir=/tmp") == "ray"
+
+
+def test_a_driver_that_is_gone_has_no_processes():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert [found.pid for found in by_role(process.pid)["driver"]] == [process.pid]
+    process.kill()
+    assert by_role(process.pid) == {}  # not waited for yet
+    process.wait()
+    process.stdin.close()
+    assert by_role(process.pid) == {}
