@@ -1,0 +1,60 @@
+"""Memory that another process beside this one can open: CUDA IPC on the same GPU, a mapped file on the same host."""
+
+import os
+import pickle
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+SHARED_MEMORY = Path("/dev/shm")
+DEVICE_ARGUMENT = 6  # of torch's `rebuild_cuda_tensor`: what the opening process calls the GPU
+
+
+class Lent:
+    """uint8 [size] that others open by `handle`, until `close`. Written by its maker only, before the handle is given away."""
+
+    def __init__(self, size: int, device: torch.device):
+        self.file: Path | None = None
+        if device.type == "cuda":
+            self.flat = torch.empty(size, dtype=torch.uint8, device=device)
+            return
+        handle, name = tempfile.mkstemp(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+        os.close(handle)
+        self.file = Path(name)
+        self.flat = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
+
+    def handle(self) -> bytes:
+        """For one opening; ask again for another."""
+        if self.file is not None:
+            return pickle.dumps((str(self.file), self.flat.numel()))
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        torch.cuda.current_stream(self.flat.device).synchronize()
+        return pickle.dumps(reduce_tensor(self.flat))
+
+    def close(self) -> None:
+        """Who has opened it keeps what it holds; on a GPU it must have let go."""
+        del self.flat
+        if self.file is not None:
+            self.file.unlink()
+
+
+def open_lent(handle: bytes, device: torch.device) -> torch.Tensor:
+    """The memory itself: copy what is to be kept. The handle comes from this run's own learner."""
+    found = pickle.loads(handle)
+    if device.type != "cuda":
+        name, size = found
+        return torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
+    rebuild, arguments = found
+    arguments = list(arguments)
+    arguments[DEVICE_ARGUMENT] = device.index
+    return rebuild(*arguments)
+
+
+def place(device: torch.device) -> str:
+    """What processes have in common that can open each other's memory: the physical GPU, or the host."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).uuid)
+    return platform.node()
