@@ -17,6 +17,7 @@ COMMANDS = {
     "stage1": ("phases", "sample attempts, verdicts and revisions; assemble demonstrations"),
     "sft": ("phases", "fine-tune on the demonstrations"),
     "rl": ("phases", "reinforcement learning from the fine-tuned model"),
+    "orm": ("phases", "train an outcome reward model on the graded attempts, for evaluate --judge orm"),
     "evaluate": ("evaluate", "evaluate base, fine-tuned and RL model, or any model on any benchmark"),
     "compare": ("compare", "several runs side by side: table, paired tests, compare.html"),
     "reproduce": ("reproduce", "tables and figures of the paper beside its numbers; trains what they lack"),

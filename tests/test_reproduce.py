@@ -1,5 +1,6 @@
 """The paper's tables: their numbers, what is trained and measured for them, and how they are printed. Nothing is trained here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,26 +56,32 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What was trained and asked; every answer is a row whose numbers follow from the run, the model and the seed."""
     found: list[tuple] = []
 
-    def run_phases(config: Config, command: str) -> None:
-        found.append(("train", config.run.name, command))
-        with RunDirectory(config).phase(command):
-            pass
+    def run_phases(config: Config, *commands: str) -> None:
+        found.append(("train", config.run.name, *commands))
+        for command in commands:
+            with RunDirectory(config).phase({"stage1": "assemble"}.get(command, command)):
+                pass
+        if "rl" in commands:
+            RunDirectory(config).record("rl-validation", 5, turn1=60.0, final=66.0 + config.run.seed)
 
-    def evaluate_models(config: Config, asked: list[Asked], benchmarks=(), limit=None) -> list[dict]:
-        found.append(("ask", config.run.name, tuple((item.model, item.protocol) for item in asked)))
-        by_model = [item for model in dict.fromkeys(item.model for item in asked) for item in asked if item.model == model]
-        return [made_up(config.run.name, item) for item in by_model]
+    def evaluate_models(config: Config, asked: list[Asked], benchmarks=(), judge="") -> list[dict]:
+        found.append(("ask", config.run.name, tuple((item.model, item.protocol) for item in asked), judge))
+        return [made_up(config, item) for item in asked]
 
     monkeypatch.setattr(reproduce, "run_phases", run_phases)
     monkeypatch.setattr(reproduce, "evaluate_models", evaluate_models)
     return found
 
 
-def made_up(run: str, asked: Asked) -> dict:
-    final = 50.0 + asked.seed + 10 * (asked.model == "ift") + 20 * ("gold" in asked.protocol)
+def made_up(config: Config, asked: Asked) -> dict:
+    seed = config.run.seed if asked.seed is None else asked.seed
+    final = 50.0 + seed + 10 * (asked.model == "ift") + 20 * ("gold" in asked.protocol)
+    point = {"budget": 200.0, "self_rewarding": [70.0, 190.0, 1.6], "independent": [66.0, 198.0, 7.0]}
+    scaling = {name: [60.0] for name in ("answers", "maj", "best_of", "weighted", "independent")}
     return {
         "benchmark": "chains", "turn1": 50.0, "final": final, "delta": final - 50.0, "i2c": 9.0, "c2i": 1.0, "cl": 70.0,
-        "verdict_correct": 90.0, "verdict_wrong": None, "run": run,
+        "verdict_correct": 90.0, "verdict_wrong": None,
+        "scaling": scaling | {"n": [1], "early_stop": [[60.0, 1.0]], "matched": [point]},
     }  # fmt: skip
 
 
@@ -84,58 +91,104 @@ def finished(folder: Path, *phases: str) -> None:
             pass
 
 
+def one(folder: Path, *tables: int, figures: tuple[int, ...] = ()) -> str:
+    return reproduce.reproduce(tables, figures, [configure_in(folder)])
+
+
+def trained(calls: list[tuple]) -> list[tuple]:
+    return [call[1:] for call in calls if call[0] == "train"]
+
+
 def test_a_table_trains_what_is_missing_once_and_prints_both_numbers(calls, tmp_path: Path):
-    finished(tmp_path, "sft", "rl")
-    text = reproduce.table(TABLES[4], configure_in(tmp_path))
-    assert [call for call in calls if call[0] == "train"] == [("train", "main-ppo", "rl"), ("train", "main-dpo", "rl")]
+    text = one(tmp_path, 4)
+    assert trained(calls) == [("main", "stage1", "sft"), ("main-ppo", "rl"), ("main-dpo", "rl")]
     assert "| self-rewarding IFT | 90.0 | - | 93.0 | 47.7 |" in text and "here chains" in text
     before = len(calls)
-    reproduce.table(TABLES[4], configure_in(tmp_path))
-    assert not [call for call in calls[before:] if call[0] == "train"]
+    assert one(tmp_path, 4) == text and trained(calls[before:]) == []
 
 
-def test_a_table_over_seeds_gives_mean_and_deviation(calls, tmp_path: Path):
-    finished(tmp_path, "sft")
-    text = reproduce.table(TABLES[5], configure_in(tmp_path))
-    assert "| self-rewarding IFT, gold verdicts | 81.0 ± 1.0 |" in text  # 50 + 10 + 20 + seeds 0, 1, 2
-    assert "| intrinsic self-correction | 51.0 ± 1.0 |" in text and "Left out: the external reward model" in text
-    assert ("ask", "main", tuple([("base", "intrinsic")] * 3 + [("ift", "")] * 3 + [("ift", "gold_chain")] * 3)) in calls
+def test_every_run_is_trained_and_asked_once_for_all_tables_and_the_stronger_model_before_it_teaches(calls, tmp_path: Path):
+    finished(tmp_path, "assemble", "sft")
+    one(tmp_path, *TABLES, figures=(1, 2))
+    names = [call[1] for call in calls if call[0] == "ask"]
+    assert len(names) == len(set(names)) == 1 + len(VARIANTS)
+    assert [call[0] for call in trained(calls)] == ["main", *dict.fromkeys(name for name in names if name != "main")]
+    assert trained(calls)[0] == ("main", "orm")
+    order = [call[0] for call in trained(calls)]
+    assert order.index("main-ppo") < order.index("main-distillation")
+    asked = next(call for call in calls if call[:2] == ("ask", "main"))
+    # Greedy for table 3: 3; for table 5 four ways with three seeds each: 12; the ORM of table 7, the samples of figure 2.
+    assert ("ift", "judged_chain") in asked[2] and asked[3] == "orm" and len(asked[2]) == 3 + 12 + 1 + 1
+
+
+def test_the_samples_of_a_table_have_seeds_where_it_shows_one_run(calls, tmp_path: Path):
+    text = one(tmp_path, 5)
+    assert "| self-rewarding IFT, gold verdicts | 81.0 [80.0, 82.0] |" in text  # 50 + 10 + 20 + seeds 0, 1, 2
+    assert "| intrinsic self-correction | 51.0 [50.0, 52.0] |" in text and "| prompt with external ORM | 51.0 [" in text
+
+
+def test_several_seeds_are_several_main_runs_and_become_mean_and_range(calls, tmp_path: Path, capsys):
+    line = ["reproduce", "--table", "5", "--figure", "1", "--seeds", "0,2", f"run.directory={tmp_path}", "name=main"]
+    assert main(line) == 0
+    text = (tmp_path / "main-reproduce.md").read_text()
+    assert "| self-rewarding IFT, gold verdicts | 81.0 [80.0, 82.0] |" in text and text.strip() in capsys.readouterr().out
+    assert "| 5 | 60.0 [60.0, 60.0] | 67.0 [66.0, 68.0] | +7.0 [+6.0, +8.0] |" in text
+    assert {call[0] for call in trained(calls)} >= {"main-0", "main-2", "main-0-raft", "main-2-ppo"}
 
 
 def test_misled_answers_give_the_share_that_gives_in(calls, tmp_path: Path):
-    finished(tmp_path, "sft")
-    text = reproduce.table(TABLES[8], configure_in(tmp_path))
+    text = one(tmp_path, 8)
     line = next(line for line in text.splitlines() if line.startswith("| balanced |"))
     assert line.split(" | ")[6] == "30.0"  # p(c->i) = 100 - CL of the misled rows
-    assert sum(call == ("train", "main-balanced", "stage1") for call in calls) == 1
+    assert ("main-balanced", "stage1", "sft") in trained(calls)
 
 
-def test_a_run_that_is_not_there_is_refused_with_what_to_do(calls, tmp_path: Path, capsys):
-    assert main(["reproduce", "--table", "4", f"run.directory={tmp_path}"]) == 2
-    assert "python -m srl.main run" in capsys.readouterr().err
+def test_what_differs_from_the_paper_is_said(calls, tmp_path: Path):
+    text = one(tmp_path, 5)
+    assert "- as there: gold verdicts would do better still: final 81.0 against 61.0, in 3 of 3 seeds" in text
+    assert "- NOT SO HERE: self-rewarding IFT ends above RAFT+: final 61.0 against 61.0, in 0 of 3 seeds" in text
+    assert "- not measured: more correct-first data: verdict W falls" in one(tmp_path, 8)
+
+
+def test_a_run_that_cannot_be_shown_is_refused_with_what_to_do(calls, tmp_path: Path, capsys):
     assert main(["reproduce", "--figure", "2", f"run.directory={tmp_path}", "fresh=true"]) == 2
     assert "would delete" in capsys.readouterr().err
     assert main(["reproduce", f"run.directory={tmp_path}"]) == 2
     assert "--table N, --figure N or --all" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no validation during RL"):
-        reproduce.figure(1, configure_in(tmp_path))
+        reproduce.validations(tmp_path)
+
+
+def test_every_claim_compares_rows_and_columns_of_its_table():
+    for table in TABLES.values():
+        labels = {row.label for row in table.rows}
+        assert len(labels) == len(table.rows)
+        for claim in table.claims:
+            assert claim.higher and claim.lower and {*claim.higher, *claim.lower} <= labels
+            assert {claim.column, claim.lower_column or claim.column} <= {*table.columns}
 
 
 def test_numbers_are_averaged_over_those_that_are_there():
-    assert spread([60.0, 62.0, None], signed=False) == "61.0 ± 1.4"
+    assert spread([60.0, 62.0, None], signed=False) == "61.0 [60.0, 62.0]"
     assert spread([1.0], signed=True) == "+1.0" and spread([None], signed=False) == "-"
 
 
 def test_a_table_without_numbers_of_the_paper_has_no_columns_for_them():
-    text = side_by_side(TABLES[9], [[made_up("r", Asked("ift", seed=0))] for _ in TABLES[9].rows], "chains")
+    text = side_by_side(TABLES[9], [[made_up(Config(), Asked("ift"))] for _ in TABLES[9].rows], "chains")
     assert "paper:" not in text and text.count("\n| ") == 1 + len(TABLES[9].rows)
 
 
-def test_figure_1_takes_the_last_of_two_lines_of_a_step():
-    points = ((0, 1.0), (5, 66.5), (0, 62.0))
-    lines = [{"phase": "rl-validation", "step": step, "turn1": 60.0, "final": final} for step, final in points]
-    text = figure_1(lines)
-    assert "| 0 | 60.0 | 62.0 | +2.0 |" in text and "| 5 | 60.0 | 66.5 | +6.5 |" in text and "| 1.0 |" not in text
+def test_figure_1_shows_the_steps_that_all_runs_have(tmp_path: Path):
+    lines = [
+        {"phase": "rl-validation", "step": step, "turn1": 60.0, "final": final}
+        for step, final in ((0, 1.0), (5, 66.5), (0, 62.0))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    points = reproduce.validations(tmp_path)
+    text = figure_1([points, {5: {"turn1": 62.0, "final": 66.5}, 0: {"turn1": 60.0, "final": 62.0}, 10: {}}])
+    # Of two lines of a step the last counts.
+    assert "| 0 | 60.0 [60.0, 60.0] | 62.0 [62.0, 62.0] | +2.0 [+2.0, +2.0] |" in text
+    assert "| 5 | 61.0 [60.0, 62.0] | 66.5 [66.5, 66.5] | +5.5 [+4.5, +6.5] |" in text and "| 10 |" not in text
 
 
 def test_figure_2_puts_answers_used_beside_accuracy():
@@ -144,6 +197,6 @@ def test_figure_2_puts_answers_used_beside_accuracy():
         "n": [1, 2], "answers": [1.4, 2.8], "maj": [60.0, 64.0], "best_of": [60.0, 65.0], "weighted": [60.0, 66.0],
         "early_stop": [[60.0, 1.0], [63.0, 1.2]], "independent": [55.0, 58.0], "matched": [point],
     }  # fmt: skip
-    text = figure_2([{"method": "ift, 2 samples", "scaling": scaling}])
-    assert "| ift, 2 samples | 2 | 2.8 | 64.0 | 65.0 | 66.0 | 63.0 (1.2) | 58.0 |" in text
-    assert "at 200 tokens per problem: 70.0 with whole trajectories, 66.0" in text and "42.8 with 26.4" in text
+    text = figure_2([{"scaling": scaling}, {"scaling": scaling | {"maj": [60.0, 66.0]}}])
+    assert "| 2 | 2.8 | 65.0 | 65.0 | 66.0 | 63.0 (1.2) | 58.0 |" in text
+    assert "At 200 tokens per problem: 70.0 with whole trajectories, 66.0" in text and "42.8 with 26.4" in text

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a benchmark, a file of problems or a hub data set; may be repeated",
     )
     add("--protocol", action="append", default=[], help="long_chain, two_turn, prompted, intrinsic, ...; may be repeated")
+    add("--judge", default="", metavar="orm|DIR", help="the reward model that the protocols judged, judged_chain, ... ask")
     add("--temperature", type=float, help="0 is greedy (default: evaluate.temperature)")
     add("--samples", type=int, help="trajectories per problem (default: evaluate.samples)")
     add("--sampling-seed", type=int, help="seed of the samples (default: run.seed)")
@@ -26,11 +27,12 @@ def run(options: argparse.Namespace, config: Config) -> None:
     asked = (
         options.benchmark
         or options.protocol
+        or options.judge
         or [value for value in (options.temperature, options.samples, options.sampling_seed) if value is not None]
     )
     if not options.model:
         if asked:
-            raise ConfigError("evaluate: --benchmark, --protocol, --temperature, --samples and --sampling-seed need a --model")
+            raise ConfigError("evaluate: every option but --config needs a --model")
         phases.run(options, config)
         return
     if (options.samples is not None and options.samples < 1) or (options.temperature is not None and options.temperature < 0):
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
 
     how = (options.temperature, options.samples, options.sampling_seed)
     asked = [Asked(model, protocol, *how) for model in options.model for protocol in options.protocol or [""]]
-    rows = evaluate_models(config, asked, options.benchmark)
+    rows = evaluate_models(config, asked, options.benchmark, judge=options.judge)
     run = RunDirectory(config)
     show(run)
     print(*sentences(compare_within(run.path, rows)), sep="\n")

@@ -1,6 +1,7 @@
 """reproduce: tables and figures of the paper for the configured model, beside the paper's numbers."""
 
 import argparse
+import functools
 
 from srl.config import Config, ConfigError, load_config
 from srl.evaluation.paper import TABLES
@@ -9,25 +10,31 @@ FIGURES = (1, 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=int, action="append", default=[], choices=sorted(TABLES), help="may be repeated")
-    parser.add_argument("--figure", type=int, action="append", default=[], choices=FIGURES, help="may be repeated")
-    parser.add_argument("--all", action="store_true", help="every table and figure")
+    add = parser.add_argument
+    add("--table", type=int, action="append", default=[], choices=sorted(TABLES), help="may be repeated")
+    add("--figure", type=int, action="append", default=[], choices=FIGURES, help="may be repeated")
+    add("--all", action="store_true", help="every table and figure")
+    add("--seeds", type=numbers, default=[], metavar="0,1,2", help="runs NAME-0, NAME-1, ...; shown as mean and range")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
-    """Prints Markdown and keeps it in reproduce.md of the run."""
+    """Prints Markdown and keeps it in reproduce.md: of the run, or of several seeds as NAME-reproduce.md beside them."""
     tables = sorted(TABLES) if options.all else options.table
     figures = FIGURES if options.all else options.figure
     if not tables and not figures:
         raise ConfigError("reproduce: name --table N, --figure N or --all")
-    from srl.driver import reproduce
+    from srl.driver.reproduce import reproduce
     from srl.observe.run_directory import RunDirectory, write_text
 
-    def configure(more: list[str]) -> Config:
-        return load_config(options.config or "tiny.yaml", [*options.overrides, *more])
+    def configure(own: list[str], more: list[str]) -> Config:
+        return load_config(options.config or "tiny.yaml", [*options.overrides, *own, *more])
 
-    parts = [reproduce.table(TABLES[number], configure) for number in tables]
-    parts += [reproduce.figure(number, configure) for number in figures]
-    text = "\n\n".join(parts)
+    mains = [[f"name={config.run.name}-{seed}", f"seed={seed}"] for seed in options.seeds] or [[]]
+    text = reproduce(tables, figures, [functools.partial(configure, own) for own in mains])
     print(f"\n{text}\n")
-    write_text(RunDirectory.locate(config) / "reproduce.md", text + "\n")
+    path = RunDirectory.locate(config)
+    write_text(path.with_name(f"{path.name}-reproduce.md") if options.seeds else path / "reproduce.md", text + "\n")

@@ -24,8 +24,8 @@ class ProtocolConfig(Section):
     max_rounds: int = Field(1, ge=1, description="Most revisions in one trajectory; a long chain's are the model's own choice.")
     judge: str = Field(
         "",
-        description="For the protocols `judged`: `served`, a model at `judge_url`, or module:function, from configuration to "
-        "judge (rollout/judges.py).",
+        description="For the protocols `judged`: the folder of a reward model, as a path with a slash; `served`, a model at "
+        "`judge_url`; or module:function, from configuration to judge (rollout/judges.py).",
     )
     judge_url: str = Field("", description="OpenAI-compatible endpoint of the judge `served`, such as http://host:8000/v1.")
     judge_timeout_s: float = Field(60, gt=0, description="Longest wait for a judge's verdict, seconds.")

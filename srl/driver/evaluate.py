@@ -111,11 +111,13 @@ def record(session: Session, cell: Cell, trajectories: list[Trajectory]) -> dict
 
 def identity(config: Config, cell: Cell) -> dict[str, Any]:
     """Everything besides the cell itself that decides what the model answers and how that is graded."""
-    rollout, model = config.rollout, config.model
+    rollout, model, protocol = config.rollout, config.model, config.protocol.model_dump()
+    if not cell.protocol.startswith("judged"):
+        protocol["judge"] = ""
     return {
         "weights": fingerprint(cell.model),
         "model": {"dtype": model.dtype, "max_length": model.max_length},
         "prompts": config.prompts.model_dump(),
-        "protocol": config.protocol.model_dump(),
+        "protocol": protocol,
         "tokens": [rollout.max_attempt_tokens, rollout.max_verdict_tokens, rollout.max_response_tokens],
-    }
+    } | ({"judge": fingerprint(protocol["judge"])} if protocol["judge"] else {})

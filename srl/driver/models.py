@@ -25,7 +25,7 @@ class Asked:
     """A model and how to ask it: `base`, a checkpoint of the run (`ift`, `rl`, ...), a folder or a hub name.
 
     What is "" or None is the run's own: its protocol (for the base model `prompted`), evaluate.temperature, evaluate.samples,
-    run.seed.
+    run.seed, evaluate.problems.
     """
 
     model: str
@@ -33,39 +33,57 @@ class Asked:
     temperature: float | None = None
     samples: int | None = None
     seed: int | None = None
+    problems: int | None = None
 
 
-def evaluate_models(
-    config: Config, asked: Sequence[Asked], benchmarks: Sequence[str] = (), limit: int | None = None
-) -> list[dict]:
-    """Rows of everything asked on every benchmark (none: those of the run), of `limit` problems each; also in results.json.
+def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence[str] = (), judge: str = "") -> list[dict]:
+    """A row for everything asked, in that order, on every benchmark (none: those of the run).
 
-    Raises ConfigError for a model, benchmark or protocol that is none, before any engine starts; starts none if all is there.
+    The rows are also in results.json. Models that one engine can hold share it. `judge`, a checkpoint of the run or else as
+    protocol.judge, is whom the protocols `judged` ask. Raises ConfigError for a model, benchmark, protocol or judge that is
+    none, before any engine starts; starts none if all is there.
     """
     path = RunDirectory.locate(config)
     if config.run.fresh:
         raise ConfigError(f"fresh=true would delete {path}, whose models and rows this command adds to")
+    heard = with_judge(config, judge, path)
     sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
-    problems = {name: tests[:limit] for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    problems = {name: tests for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    engines: dict[str, Config] = {}
     for source in sources.values():
-        own = with_model(config, source, path)
+        own = with_model(heard, source, path)
+        engines.setdefault(own.model.path, own)
+    for own in engines.values():
         check_model(own)
         check_wording(own, (problem for tests in problems.values() for problem in tests))
-    run, rows = RunDirectory(config), []
+    run, found = RunDirectory(config), {}
     try:
         with run.alone():
-            for name, source in sources.items():
-                session = Session(with_model(config, source, path), run)
-                for item in (item for item in asked if item.model == name):
-                    check_protocol(item.protocol or default_protocol(name, config), session)
+            for own in engines.values():
+                session = Session(own, run)
+                for item in (item for item in asked if with_model(heard, sources[item.model], path).model == own.model):
+                    check_protocol(item.protocol or default_protocol(item.model, config), session)
                     for title, tests in problems.items():
-                        rows.append(told(session, cell_of(item, source, title, config), tests))
+                        found[item, title] = told(
+                            session, cell_of(item, sources[item.model], title, heard), tests[: item.problems]
+                        )
                 session.stop_engines()
     finally:
         run.close()
         if ray.is_initialized():
             ray.shutdown()
-    return rows
+    return [found[item, title] for item in asked for title in problems]
+
+
+def with_judge(config: Config, judge: str, run: Path) -> Config:
+    """The configuration whose protocol.judge is that checkpoint of the run, or what else the name means there."""
+    if not judge:
+        return config
+    if (run / "checkpoints" / judge).is_dir():
+        judge = str(run / "checkpoints" / judge)
+    elif judge == "orm":
+        raise ConfigError(f"--judge orm: {run} has no such checkpoint yet (python -m srl.main orm)")
+    return config.model_copy(update={"protocol": config.protocol.model_copy(update={"judge": judge})})
 
 
 def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
@@ -136,6 +154,7 @@ def cell_of(asked: Asked, source: str, benchmark: str, config: Config) -> Cell:
     model = Path(name).name if "/" in name else name
     words = [titles[name, protocol]] if (name, protocol) in titles else [model, protocol]
     words = [model] if words == [model, default_protocol(name, config)] else words
+    words += [f"judge {Path(config.protocol.judge).name}"] if protocol.startswith("judged") else []
     words += [] if temperature == settings.temperature else ["greedy" if temperature == 0 else f"T {temperature:g}"]
     words += [] if samples == settings.samples else [f"{samples} samples"]
     words += [] if seed == config.run.seed else [f"seed {seed}"]

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 from srl.config import Config, ConfigError
@@ -10,7 +11,7 @@ from srl.driver.evaluate import evaluate
 from srl.driver.policy import recipe_functions
 from srl.driver.rl import train_policy
 from srl.driver.session import Session, check_port, check_wording, connect, load_task
-from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations
+from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations, train_reward_model
 from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table
 from srl.learner.model import check_model
@@ -28,18 +29,20 @@ PHASES = {
     "evaluate-ift": "the stage-1 model",
     "rl": "stage 2: reinforcement learning from the stage-1 model",
     "evaluate-rl": "the stage-2 model",
+    "orm": "an external outcome reward model, from the graded attempts of stage 1",
 }
 COMMANDS = {
-    "run": list(PHASES),
+    "run": ["evaluate-base", "sample", "assemble", "sft", "evaluate-ift", "rl", "evaluate-rl"],
     "stage1": ["sample", "assemble"],
     "sft": ["sft"],
     "rl": ["rl"],
+    "orm": ["orm"],
     "evaluate": ["evaluate-base", "evaluate-ift", "evaluate-rl"],
 }
 
 
-def run_phases(config: Config, command: str) -> None:
-    """Run the command's phases that are not done yet; show the table and write the report at the end."""
+def run_phases(config: Config, *commands: str) -> None:
+    """Run the commands' phases that are not done yet; show the table and write the report at the end."""
     check_model(config)
     recipe_functions(config)
     check_judge(config.protocol.name, config)
@@ -55,7 +58,7 @@ def run_phases(config: Config, command: str) -> None:
             connect(config)
             stop_on_sigterm()
             with observed(config, run):
-                perform_missing(command, run, session, problems)
+                perform_missing(commands, run, session, problems)
     except KeyboardInterrupt:
         # Said before Ray goes down: a pipeline's thread that asks it something afterwards ends the process without a word.
         say("stopping; what is done is kept")
@@ -65,14 +68,14 @@ def run_phases(config: Config, command: str) -> None:
     show(run)
 
 
-def perform_missing(command: str, run: RunDirectory, session: Session, problems: dict) -> None:
-    """The command's phases in order, except those that are done."""
-    wanted = COMMANDS[command]
+def perform_missing(commands: Sequence[str], run: RunDirectory, session: Session, problems: dict) -> None:
+    """The commands' phases in order, except those that are done."""
+    wanted = [phase for command in commands for phase in COMMANDS[command]]
     for index, phase in enumerate(wanted):
         if phase in run.done():
             say(f"[{index + 1}/{len(wanted)}] {phase}: done before ({run.done()[phase]:.0f} s)")
             continue
-        if command == "evaluate" and not has_checkpoint(run, phase):
+        if commands == ("evaluate",) and not has_checkpoint(run, phase):
             say(f"[{index + 1}/{len(wanted)}] {phase}: no such checkpoint yet, left out")
             continue
         say(f"[{index + 1}/{len(wanted)}] {phase}: {PHASES[phase]}")
@@ -94,6 +97,8 @@ def perform(phase: str, session: Session, problems: dict) -> None:
         say("      " + "  ".join(f"{name} {count}" for name, count in card["classes"].items()))
     elif phase == "sft":
         fine_tune(session, indented)
+    elif phase == "orm":
+        train_reward_model(session, indented)
     elif phase == "rl":
         train_policy(session, flat(problems["rl"]), flat(problems["validation"]), indented)
     else:

@@ -3,6 +3,7 @@
 import functools
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,10 +14,12 @@ from srl.driver.session import Session
 from srl.learner.batch import Example
 from srl.learner.checkpoint import Checkpoints, read_state
 from srl.learner.group import LearnerGroup, LearnerLost
-from srl.learner.losses import sft_loss
+from srl.learner.losses import Loss, sft_loss
+from srl.learner.losses.outcome import outcome_loss
 from srl.learner.schedule import schedule
 from srl.observe.records import forget
 from srl.pipelines.assemble import assemble, load_demonstrations
+from srl.pipelines.attempts import load_attempts
 from srl.pipelines.card import write_card
 from srl.pipelines.sample import Block, SamplingPass, sample
 from srl.pipelines.samples import sample_files
@@ -76,23 +79,52 @@ def assemble_demonstrations(session: Session) -> dict:
     return card
 
 
-def fine_tune(session: Session, say: Callable[[str], None]) -> None:
-    """Supervised fine-tuning; the checkpoint with the lowest validation loss is kept.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A training on fixed examples, with the settings of `sft`. Measurements are recorded under its phase."""
 
-    Learners that die begin again from the last checkpoint. Raises RuntimeError when they do more than `learner.retries` times.
-    """
-    config, settings = session.config, session.config.sft
+    phase: str
+    checkpoint: str
+    loss: Loss
+    critic: bool = False
+
+
+FINE_TUNING = Fit("sft", "ift", sft_loss)
+REWARD_MODEL = Fit("orm", "orm", outcome_loss, critic=True)
+
+
+def fine_tune(session: Session, say: Callable[[str], None]) -> None:
+    """Supervised fine-tuning on the demonstrations."""
     demonstrations = session.run.file("stage1/demonstrations.parquet")
     if not demonstrations.exists():
         raise ConfigError(f"{demonstrations}: no demonstrations; run stage1 first")
     train, validation = (load_demonstrations(demonstrations, split) for split in ("train", "validation"))
     if not train:
         raise ConfigError(f"{demonstrations}: one problem alone cannot be trained and held out; sample more with stage1.prompts")
+    fit(session, FINE_TUNING, train, validation, say)
+
+
+def train_reward_model(session: Session, say: Callable[[str], None]) -> None:
+    """The external outcome reward model (paper, tables 5 and 7): the base model with a scalar head, on graded attempts."""
+    train, validation = load_attempts(session.config, session.run.file("stage1/samples"), session.chat)
+    if not train:
+        raise ConfigError("one problem alone cannot be trained and held out; sample more with stage1.prompts")
+    right = sum(example.returns[-1] for example in train)
+    say(f"{len(train)} graded attempts, {100 * right / len(train):.0f} % of them right")
+    fit(session, REWARD_MODEL, train, validation, say)
+
+
+def fit(session: Session, what: Fit, train: list[Example], validation: list[Example], say: Callable[[str], None]) -> None:
+    """Train the base model; the checkpoint with the lowest validation loss is kept.
+
+    Learners that die begin again from the last checkpoint. Raises RuntimeError when they do more than `learner.retries` times.
+    """
+    config, settings = session.config, session.config.sft
     session.rewards()
-    learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip)
+    learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip, what.critic)
     for left in range(config.learner.retries, -1, -1):
         try:
-            train_epochs(session, learners, train, validation, say)
+            train_epochs(session, what, learners, train, validation, say)
             break
         except LearnerLost as error:
             if not left:
@@ -103,30 +135,35 @@ def fine_tune(session: Session, say: Callable[[str], None]) -> None:
 
 
 def train_epochs(
-    session: Session, learners: LearnerGroup, train: list[Example], validation: list[Example], say: Callable[[str], None]
+    session: Session,
+    what: Fit,
+    learners: LearnerGroup,
+    train: list[Example],
+    validation: list[Example],
+    say: Callable[[str], None],
 ) -> None:
     """The optimizer steps that are left after the last checkpoint."""
     config, settings, run = session.config, session.config.sft, session.run
-    store = Checkpoints(run.file("resume/sft"), config.learner.keep_checkpoints)
+    store = Checkpoints(run.file(f"resume/{what.phase}"), config.learner.keep_checkpoints)
     first, best = continue_from(store, learners)
-    forget(run.file("metrics.jsonl"), {"sft": first})
-    run.scalars.forget({"sft": first})
+    forget(run.file("metrics.jsonl"), {what.phase: first})
+    run.scalars.forget({what.phase: first})
     per_epoch = -(-len(train) // settings.batch)
     steps = per_epoch * settings.epochs
     rate = functools.partial(schedule, steps=steps, warmup_steps=round(settings.warmup * steps), decay=True)
     for step in range(first, steps):
         epoch, index = divmod(step, per_epoch)
-        order = random.Random(f"{config.run.seed} sft {epoch}").sample(train, len(train))
+        order = random.Random(f"{config.run.seed} {what.phase} {epoch}").sample(train, len(train))
         learning_rate = settings.learning_rate * rate(step)
-        metrics = learners.train(order[index * settings.batch : (index + 1) * settings.batch], sft_loss, learning_rate)
-        run.record("sft", step, learning_rate=learning_rate, **metrics)
+        metrics = learners.train(order[index * settings.batch : (index + 1) * settings.batch], what.loss, learning_rate)
+        run.record(what.phase, step, learning_rate=learning_rate, **metrics)
         if index == per_epoch - 1:
-            loss = learners.evaluate(validation, sft_loss)
-            run.record("sft", step, loss=metrics["loss"], validation_loss=loss, learning_rate=learning_rate)
+            loss = learners.evaluate(validation, what.loss)
+            run.record(what.phase, step, loss=metrics["loss"], validation_loss=loss, learning_rate=learning_rate)
             say(f"epoch {epoch + 1}/{settings.epochs}  {step + 1} steps  loss {metrics['loss']:.4f}  validation {loss:.4f}")
             if loss < best:
                 best = loss
-                learners.save(Path(run.file("checkpoints/ift")))
+                learners.save(run.file(f"checkpoints/{what.checkpoint}"))
         if index == per_epoch - 1 or (step + 1) % settings.checkpoint_every == 0:
             store.save(step + 1, {"step": step + 1, "best": best}, learners.save_state)
 

@@ -15,6 +15,7 @@ from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verd
 RIGHT_RIGHT, RIGHT_WRONG, WRONG_RIGHT, WRONG_WRONG = "right->right", "right->wrong", "wrong->right", "wrong->wrong"
 TRANSITIONS = (RIGHT_RIGHT, RIGHT_WRONG, WRONG_RIGHT, WRONG_WRONG)
 FORMAT_FAILURES = (StopReason.NO_VERDICT, StopReason.NO_REVISION, StopReason.LENGTH, StopReason.TOKENS, StopReason.TIME)
+LAST_WORD = {StopReason.ACCEPTED: Verdict.CORRECT, StopReason.REJECTED: Verdict.WRONG}  # a judge's, on the last answer
 
 
 def summarise(
@@ -115,17 +116,20 @@ def confidence_critique(transitions: dict[str, int]) -> dict[str, float | None]:
 
 
 def judged(trajectory: Trajectory) -> list[tuple[bool, Verdict | None]]:
-    """(was the answer just before it right, what the verdict said) for every verdict turn that follows an answer.
+    """(was the answer just before it right, what was said of it) for every verdict on an answer.
 
-    A verdict turn that broke the format says None, which agrees with nothing.
+    A verdict is a turn of the model, where one that broke the format says None, which agrees with nothing; or that of a judge
+    outside: what the model was told, and at the end ACCEPTED or REJECTED.
     """
     pairs: list[tuple[bool, Verdict | None]] = []
     answer: Turn | None = None
     for turn in trajectory.turns:
         if turn.kind in (TurnKind.ATTEMPT, TurnKind.REVISION):
             answer = turn
-        elif turn.kind is TurnKind.VERDICT and answer is not None:
+        elif answer is not None and (turn.kind is TurnKind.VERDICT or turn.verdict is not None):
             pairs.append((is_right(answer), turn.verdict))
+    if answer is not None and trajectory.stop_reason in LAST_WORD:
+        pairs.append((is_right(answer), LAST_WORD[trajectory.stop_reason]))
     return pairs
 
 

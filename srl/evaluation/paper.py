@@ -2,7 +2,8 @@
 
 Numbers are per cent, in the order of a table's columns; none where the paper's are not at hand. A `Source` names what has to
 be trained (a key of VARIANTS; "" is the run itself), which model of that run is asked (`base`, `ift`, `rl`) and by which
-protocol: "" is the run's own, and `{form}` becomes the form of `gold` and `misleading` that continues the model's own message.
+protocol: "" is the run's own, and `{form}` becomes the form of `gold`, `misleading` and `judged` that continues the model's
+own message. The judge of `judged` is the run's outcome reward model.
 """
 
 from dataclasses import dataclass
@@ -23,25 +24,39 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A direction that the paper found: the mean of a column over some rows is above that of another over others."""
+
+    text: str
+    higher: tuple[str, ...]  # labels of rows
+    lower: tuple[str, ...]
+    column: str = "final"
+    lower_column: str = ""  # "": the same
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     title: str
     columns: tuple[str, ...]  # keys of a results row; `p_c2i` comes from the misleading protocol
     rows: tuple[Row, ...]
-    finding: str
-    seeds: int = 1
+    claims: tuple[Claim, ...]
+    seeds: int = 1  # of the samples, where one run is shown
     temperature: float | None = None  # None: evaluate.temperature
-    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Another run that differs by these overrides. `samples`, `start`: stage-1 samples, IFT model of the main run."""
+    """Another run that differs by these overrides. `samples`, `start`: stage-1 samples, IFT model of the main run.
+
+    `teacher` is the variant whose RL model writes the revisions of stage 1.
+    """
 
     overrides: tuple[str, ...]
     phases: tuple[str, ...]
     samples: bool = False
     start: bool = False
     recipe: str = ""
+    teacher: str = ""
 
 
 SET = ("stage1", "sft")
@@ -63,17 +78,30 @@ VARIANTS = {
     "dpo-d2": Variant(("objective.pairs=[d2]",), ("rl",), start=True, recipe="dpo-typed"),
     "dpo-d12": Variant(("objective.pairs=[d1, d2]",), ("rl",), start=True, recipe="dpo-typed"),
     "dpo-d123": Variant(("objective.pairs=[d1, d2, d3]",), ("rl",), start=True, recipe="dpo-typed"),
+    "distillation": Variant(("stage1.teacher_writes=revision",), SET, teacher="ppo"),
 }
 
 TURNS = ("turn1", "final", "delta", "i2c", "c2i")
-IFT, GOLD, MISLED = Source("", "ift"), Source("", "ift", "gold{form}"), "misleading{form}"
+VERDICTS = ("verdict_correct", "verdict_wrong")
+IFT, GOLD = Source("", "ift"), Source("", "ift", "gold{form}")
+SELF, RAFT, RAFT_PLUS = "self-rewarding IFT", "RAFT for self-correction", "RAFT+ (with c2c)"
+INTRINSIC, PPO, DPO, ORM = "intrinsic self-correction", "IFT + PPO", "IFT + DPO", "prompt with external ORM"
+MIXES = ("balanced", "more-wrong", "more-correct", "balanced-c2c", "more-wrong-c2c", "more-correct-c2c")
+
+
+def mix_label(name: str) -> str:
+    return name.replace("-c2c", " + c2c").replace("more-", "more ")
 
 
 def mix_rows(*names: str) -> tuple[Row, ...]:
     """Each mix of stage-1 data with its own verdicts and with gold verdicts."""
-    pairs = [(name.replace("-c2c", " + c2c").replace("more-", "more "), name) for name in names]
-    own = [Row(label, Source(name, "ift")) for label, name in pairs]
-    return tuple(own + [Row(f"{label}, gold verdicts", Source(name, "ift", "gold{form}")) for label, name in pairs])
+    own = [Row(mix_label(name), Source(name, "ift")) for name in names]
+    return tuple(own + [Row(f"{mix_label(name)}, gold verdicts", Source(name, "ift", "gold{form}")) for name in names])
+
+
+def some(*parts: str, without: str = "nothing") -> tuple[str, ...]:
+    """Labels of the mixes whose name has all of these parts."""
+    return tuple(mix_label(name) for name in MIXES if all(part in name for part in parts) and without not in name)
 
 
 TABLES = {
@@ -85,63 +113,108 @@ TABLES = {
             Row("single-turn DPO", Source("single-turn-dpo", "rl", "attempt"), (76.8, 76.8)),
             Row("single-turn PPO", Source("single-turn-ppo", "rl", "attempt"), (79.4, 79.4)),
             Row("prompt with gold verdict", Source("", "base", "gold"), (65.4, 66.8, 1.4, 1.4, 0.0)),
-            Row("intrinsic self-correction", Source("", "base", "intrinsic"), (65.4, 51.4, -14.0, 1.4, 15.4)),
-            Row("RAFT for self-correction", Source("raft", "ift", "intrinsic"), (71.6, 70.4, -1.2, 5.0, 6.2)),
-            Row("RAFT+ (with c2c)", Source("raft-plus", "ift", "intrinsic"), (72.0, 71.2, -0.8, 3.0, 3.8)),
-            Row("self-rewarding IFT", IFT, (72.6, 77.2, 4.6, 5.0, 0.4)),
-            Row("IFT + DPO", Source("dpo", "rl"), (72.8, 78.6, 5.8, 6.0, 0.2)),
-            Row("IFT + PPO", Source("ppo", "rl"), (75.8, 80.2, 4.4, 4.8, 0.4)),
+            Row(INTRINSIC, Source("", "base", "intrinsic"), (65.4, 51.4, -14.0, 1.4, 15.4)),
+            Row(RAFT, Source("raft", "ift", "intrinsic"), (71.6, 70.4, -1.2, 5.0, 6.2)),
+            Row(RAFT_PLUS, Source("raft-plus", "ift", "intrinsic"), (72.0, 71.2, -0.8, 3.0, 3.8)),
+            Row(SELF, IFT, (72.6, 77.2, 4.6, 5.0, 0.4)),
+            Row(DPO, Source("dpo", "rl"), (72.8, 78.6, 5.8, 6.0, 0.2)),
+            Row(PPO, Source("ppo", "rl"), (75.8, 80.2, 4.4, 4.8, 0.4)),
         ),
-        "re-asking without a verdict loses, self-rewarding gains, RL gains more on both turns",
+        (
+            Claim("asking again without a verdict loses", (INTRINSIC,), (INTRINSIC,), "turn1", "final"),
+            Claim("self-rewarding IFT gains by correcting itself", (SELF,), (SELF,), "final", "turn1"),
+            Claim("it ends above both baselines without verdicts", (SELF,), (RAFT, RAFT_PLUS)),
+            Claim("c2c data lowers c->i without verdicts", (RAFT,), (RAFT_PLUS,), "c2i"),
+            Claim("DPO raises the final answer", (DPO,), (SELF,)),
+            Claim("PPO raises the final answer", (PPO,), (SELF,)),
+            Claim("PPO raises the first attempt", (PPO,), (SELF,), "turn1"),
+            Claim("PPO with correction ends above single-turn PPO", (PPO,), ("single-turn PPO",)),
+        ),
         temperature=0.0,
     ),
     4: Table(
         "Table 4: accuracy of verdicts on MATH500, greedy",
-        ("verdict_correct", "verdict_wrong"),
+        VERDICTS,
         (
-            Row("self-rewarding IFT", IFT, (93.0, 47.7)),
-            Row("IFT + PPO", Source("ppo", "rl"), (98.6, 47.6)),
-            Row("IFT + DPO", Source("dpo", "rl"), (92.0, 50.6)),
+            Row(SELF, IFT, (93.0, 47.7)),
+            Row(PPO, Source("ppo", "rl"), (98.6, 47.6)),
+            Row(DPO, Source("dpo", "rl"), (92.0, 50.6)),
         ),
-        "right answers are recognised far more often than wrong ones; RL moves verdicts towards “correct”",
+        (
+            Claim("right answers are recognised more often than wrong ones", (SELF,), (SELF,), *VERDICTS),
+            Claim("PPO recognises right answers more often", (PPO,), (SELF,), "verdict_correct"),
+            Claim("DPO recognises wrong answers more often", (DPO,), (SELF,), "verdict_wrong"),
+        ),
         temperature=0.0,
     ),
     5: Table(
         "Table 5: Llama-3-8B-it on MATH, temperature 1, three seeds (the paper's column: final)",
         ("final", "turn1", "delta", "i2c", "c2i"),
         (
-            Row("intrinsic self-correction", Source("", "base", "intrinsic"), (22.0,)),
-            Row("RAFT for self-correction", Source("raft", "ift", "intrinsic"), (26.1,)),
-            Row("RAFT+ (with c2c)", Source("raft-plus", "ift", "intrinsic"), (27.1,)),
-            Row("self-rewarding IFT", IFT, (27.9,)),
-            Row("self-rewarding IFT, gold verdicts", GOLD, (33.9,)),
+            Row(INTRINSIC, Source("", "base", "intrinsic"), (22.0,)),
+            Row(ORM, Source("", "base", "judged"), (26.2,)),
+            Row(RAFT, Source("raft", "ift", "intrinsic"), (26.1,)),
+            Row(RAFT_PLUS, Source("raft-plus", "ift", "intrinsic"), (27.1,)),
+            Row(SELF, IFT, (27.9,)),
+            Row(f"{SELF}, gold verdicts", GOLD, (33.9,)),
         ),
-        "intrinsic < RAFT < RAFT+ < self-rewarding < gold verdicts",
+        (
+            Claim("an external ORM helps", (ORM,), (INTRINSIC,)),
+            Claim("RAFT helps", (RAFT,), (INTRINSIC,)),
+            Claim("c2c data helps it", (RAFT_PLUS,), (RAFT,)),
+            Claim("self-rewarding IFT ends above RAFT+", (SELF,), (RAFT_PLUS,)),
+            Claim("and above the external ORM", (SELF,), (ORM,)),
+            Claim("gold verdicts would do better still", (f"{SELF}, gold verdicts",), (SELF,)),
+        ),
         seeds=3,
         temperature=1.0,
-        left_out="the external reward model (26.2)",
+    ),
+    7: Table(
+        "Table 7: the stage-1 model with its own verdicts, and with those of an outcome reward model trained on the same samples",
+        (*TURNS, *VERDICTS),
+        (
+            Row("own verdicts", IFT),
+            Row("external ORM", Source("", "ift", "judged{form}")),
+            Row("gold verdicts", GOLD),
+        ),
+        (
+            Claim("own verdicts end above those of the external ORM", ("own verdicts",), ("external ORM",)),
+            Claim("gold verdicts are the bound", ("gold verdicts",), ("own verdicts", "external ORM")),
+        ),
+        temperature=1.0,
     ),
     8: Table(
         "Table 8: mixes of stage-1 data",
-        (*TURNS, "p_c2i", "verdict_correct", "verdict_wrong"),
-        mix_rows("balanced", "more-wrong", "more-correct", "balanced-c2c", "more-wrong-c2c", "more-correct-c2c"),
-        "more data with a correct first attempt biases verdicts to “correct”; c2c lowers p(c->i)",
+        (*TURNS, "p_c2i", *VERDICTS),
+        mix_rows(*MIXES),
+        (
+            Claim("more correct-first data: verdict C rises", some("correct"), some("wrong"), "verdict_correct"),
+            Claim("more correct-first data: verdict W falls", some("wrong"), some("correct"), "verdict_wrong"),
+            Claim("c2c lowers p(c->i)", some(without="c2c"), some("c2c"), "p_c2i"),
+        ),
     ),
     9: Table(
-        "Table 9: multi-turn DPO by type of pair",
-        (*TURNS, "verdict_correct", "verdict_wrong"),
+        "Table 9: multi-turn DPO by type of pair, and revisions by a stronger model (here the PPO model)",
+        (*TURNS, *VERDICTS),
         (
-            Row("self-rewarding IFT", IFT),
+            Row(SELF, IFT),
             Row("M-DPO, D1", Source("dpo-d1", "rl")),
             Row("M-DPO, D2", Source("dpo-d2", "rl")),
             Row("M-DPO, D1+2", Source("dpo-d12", "rl")),
             Row("M-DPO, D1+2+3", Source("dpo-d123", "rl")),
+            Row("distillation", Source("distillation", "ift")),
         ),
-        "the pair types train different habits; all three together do best",
-        left_out="distillation of the second answer from a 70B teacher",
+        (
+            Claim("D1 raises the final answer", ("M-DPO, D1",), (SELF,)),
+            Claim("D1+2+3 raises the final answer", ("M-DPO, D1+2+3",), (SELF,)),
+            Claim("distillation raises the first attempt", ("distillation",), (SELF,), "turn1"),
+            Claim("distillation does not raise i->c", (SELF,), ("distillation",), "i2c"),
+            Claim("distillation recognises right answers less often", (SELF,), ("distillation",), "verdict_correct"),
+        ),
     ),
 }
-# Figure 2: MATH, Llama. (answers used per problem, accuracy).
+# Figure 1: the run whose validation it shows. Figure 2: MATH, Llama. (answers used per problem, accuracy).
+FIGURE_1 = "ppo"
 SELF_REWARDING_AT = (26.4, 42.8)
 INDEPENDENT_AT = (64.0, 40.4)
 SAMPLES_PER_TRAJECTORY = {"MATH": 1.65, "GSM8K": 1.25}

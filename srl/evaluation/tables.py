@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from srl.evaluation.paper import INDEPENDENT_AT, SAMPLES_PER_TRAJECTORY, SELF_REWARDING_AT, Table
+from srl.evaluation.paper import INDEPENDENT_AT, SAMPLES_PER_TRAJECTORY, SELF_REWARDING_AT, Claim, Table
 
 NAMES = {
     "turn1": "turn 1", "final": "final", "delta": "delta", "i2c": "i->c", "c2i": "c->i", "p_c2i": "p(c->i)",
@@ -14,7 +14,7 @@ Measured = Sequence[dict[str, Any]]
 
 
 def side_by_side(table: Table, measured: Sequence[Measured], benchmark: str) -> str:
-    """One line per row of the table: here (mean, and deviation over seeds if there are several), then the paper's."""
+    """One line per row of the table: here (mean, and range if there are several), then the paper's; then the paper's claims."""
     there = any(row.paper for row in table.rows)
     titles = [f"{NAMES[column]}" for column in table.columns] + [f"paper: {NAMES[c]}" for c in table.columns if there]
     if there:
@@ -24,8 +24,39 @@ def side_by_side(table: Table, measured: Sequence[Measured], benchmark: str) -> 
         ours = [spread([found.get(column) for found in rows], signed=column == "delta") for column in table.columns]
         paper = [shown(value, signed=column == "delta") for column, value in zip(table.columns, row.paper, strict=False)]
         lines.append(line([row.label, *ours, *(paper + ["-"] * len(titles))[: len(titles) - len(ours)]]))
-    lines += ["", f"The paper's finding: {table.finding}."]
-    return "\n".join(lines + ([f"Left out: {table.left_out}."] if table.left_out else []))
+    by_label = {row.label: rows for row, rows in zip(table.rows, measured, strict=True)}
+    return "\n".join(
+        [*lines, "", "What the paper found, and what came out here:", ""] + [verdict(c, by_label) for c in table.claims]
+    )
+
+
+def verdict(claim: Claim, measured: dict[str, Measured]) -> str:
+    """Whether the direction is there in the mean over rows and seeds, and in how many of the seeds."""
+    columns = claim.column, claim.lower_column or claim.column
+    sides = [
+        [
+            mean_of([rows[place].get(column) for rows in (measured[label] for label in labels)])
+            for place in range(seeds(labels, measured))
+        ]
+        for labels, column in zip((claim.higher, claim.lower), columns, strict=True)
+    ]
+    high, low = map(mean_of, sides)
+    if high is None or low is None:
+        return f"- not measured: {claim.text}"
+    pairs = [(first, second) for first, second in zip(*sides, strict=True) if first is not None and second is not None]
+    held = sum(first > second for first, second in pairs)
+    count = f", in {held} of {len(pairs)} seeds" if len(pairs) > 1 else ""
+    names = NAMES[columns[0]] if columns[0] == columns[1] else f"{NAMES[columns[0]]} and {NAMES[columns[1]]}"
+    return f"- {'as there' if high > low else 'NOT SO HERE'}: {claim.text}: {names} {high:.1f} against {low:.1f}{count}"
+
+
+def seeds(labels: Sequence[str], measured: dict[str, Measured]) -> int:
+    return len(measured[labels[0]])
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.mean(there) if there else None
 
 
 def line(cells: list[str]) -> str:
@@ -33,51 +64,52 @@ def line(cells: list[str]) -> str:
 
 
 def spread(values: Sequence[float | None], *, signed: bool) -> str:
+    """Mean, and in brackets the least and the most of several."""
     there = [value for value in values if value is not None]
     if not there:
         return "-"
-    mean = shown(statistics.mean(there), signed=signed)
-    return f"{mean} ± {statistics.stdev(there):.1f}" if len(there) > 1 else mean
+    mean, least, most = (shown(value, signed=signed) for value in (statistics.mean(there), min(there), max(there)))
+    return f"{mean} [{least}, {most}]" if len(there) > 1 else mean
 
 
 def shown(value: float | None, *, signed: bool) -> str:
     return "-" if value is None else format(value, "+.1f" if signed else ".1f")
 
 
-def figure_1(lines: Sequence[dict[str, Any]]) -> str:
-    """Turn-1 and final accuracy in validation over RL steps, from a run's metrics. Raises ValueError if there are none."""
-    points = {found["step"]: found for found in lines if found.get("phase") == "rl-validation"}
-    if not points:
-        raise ValueError("metrics.jsonl has no validation during RL")
+def figure_1(runs: Sequence[dict[int, dict[str, Any]]]) -> str:
+    """Turn-1 and final accuracy in validation by RL step, of one run or several; steps that all of them have."""
     table = [line(["RL step", "turn 1", "final", "gap"]), "|---|---|---|---|"]
-    for step, found in sorted(points.items()):
-        gap = found["final"] - found["turn1"]
-        table.append(line([str(step), f"{found['turn1']:.1f}", f"{found['final']:.1f}", f"{gap:+.1f}"]))
+    for step in sorted(set.intersection(*(set(points) for points in runs))):
+        found = [points[step] for points in runs]
+        gaps = [point["final"] - point["turn1"] for point in found]
+        first, final = (spread([point[name] for point in found], signed=False) for name in ("turn1", "final"))
+        table.append(line([str(step), first, final, spread(gaps, signed=True)]))
     finding = "The paper's finding: both rise, then the gap narrows."
-    return "\n".join(["**Figure 1: accuracy over RL steps (validation)**", "", *table, "", finding])
+    return "\n".join(["**Figure 1: accuracy over RL steps (PPO, validation)**", "", *table, "", finding])
 
 
 def figure_2(rows: Sequence[dict[str, Any]]) -> str:
-    """maj@n against answers used: whole trajectories and independent first attempts of the same model, and the paper's claim."""
+    """maj@n against answers used, means over the rows: whole trajectories and independent first attempts of the same model."""
     table = [
-        line(["method", "n", "answers used", "maj@n", "best of n", "weighted", "stop at “correct” (used)", "independent maj@n"]),
-        "|---" * 8 + "|",
-    ]  # fmt: skip
-    for row in rows:
-        found = row["scaling"]
-        for place, n in enumerate(found["n"]):
-            right, used = found["early_stop"][place]
-            numbers = [f"{found[key][place]:.1f}" for key in ("maj", "best_of", "weighted")]
-            cells = [row["method"], str(n), f"{found['answers'][place]:.1f}", *numbers, f"{right:.1f} ({used:.1f})"]
-            table.append(line([*cells, f"{found['independent'][place]:.1f}"]))
-    matched = [point for row in rows for point in row["scaling"]["matched"][-1:]]
-    equal = "; ".join(
-        f"{row['method']} at {point['budget']:.0f} tokens per problem: {point['self_rewarding'][0]:.1f} with whole trajectories, "
-        f"{point['independent'][0]:.1f} with independent attempts"
-        for row, point in zip(rows, matched, strict=True)
+        line(["n", "answers used", "maj@n", "best of n", "weighted", "stop at “correct” (used)", "independent maj@n"]),
+        "|---" * 7 + "|",
+    ]
+    found = [row["scaling"] for row in rows]
+    for place, n in enumerate(found[0]["n"]):
+        used, *numbers = (
+            statistics.mean(one[key][place] for one in found) for key in ("answers", "maj", "best_of", "weighted", "independent")
+        )
+        right, stopped = (statistics.mean(one["early_stop"][place][side] for one in found) for side in (0, 1))
+        *numbers, alone = (f"{number:.1f}" for number in numbers)
+        table.append(line([str(n), f"{used:.1f}", *numbers, f"{right:.1f} ({stopped:.1f})", alone]))
+    points = [point for one in found for point in one["matched"][-1:]]
+    whole, apart, budget = (
+        statistics.mean(values)
+        for values in zip(*((p["self_rewarding"][0], p["independent"][0], p["budget"]) for p in points), strict=True)
     )
+    equal = f"At {budget:.0f} tokens per problem: {whole:.1f} with whole trajectories, {apart:.1f} with independent attempts."
     paper = (
         f"The paper, MATH: {SELF_REWARDING_AT[1]} with {SELF_REWARDING_AT[0]} answers against {INDEPENDENT_AT[1]} with "
         f"{INDEPENDENT_AT[0]:.0f} independent ones; {SAMPLES_PER_TRAJECTORY['MATH']} answers per trajectory."
     )
-    return "\n".join(["**Figure 2: majority vote against answers used**", "", *table, "", f"At equal tokens: {equal}.", paper])
+    return "\n".join(["**Figure 2: majority vote against answers used, self-rewarding IFT**", "", *table, "", equal, paper])

@@ -1,21 +1,25 @@
 """Judges outside the model, for protocols that ask one. A judge is a function from a trajectory to a future verdict.
 
-Anything that answers with a verdict is one: `in_threads` makes one of a plain function, `of_calls` of calls to Ray actors, such
-as a reward model, `served` of a second language model.
+Anything that answers with a verdict is one: `in_threads` makes one of a plain function, `of_calls` of calls to Ray actors,
+`reward_model` of the folder of an outcome reward model, `served` of a second language model.
 """
 
 import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
 
 from srl.config import Config, ConfigError
 from srl.config.names import look_up
+from srl.learner.model import VALUE_HEAD
+from srl.learner.reward_model import RewardModel
 from srl.protocols.action import Judge
 from srl.protocols.grammar import only_verdict
 from srl.reward.answer import stated_answer
@@ -77,14 +81,47 @@ def served(config: Config) -> Judge:
     return in_threads(ask, min(MOST_CALLS, config.rollout.max_sequences))
 
 
+def reward_model(config: Config) -> Judge:
+    """The outcome reward model in the folder protocol.judge: a positive score of the last answer is the verdict "correct".
+
+    It runs in an actor of this worker's own, which takes what a learner takes. Raises ConfigError when it does not start.
+    """
+    learner, limit = config.learner, config.rollout.start_timeout_s
+    actor = ray.remote(RewardModel).options(num_cpus=learner.cpus, num_gpus=learner.gpus, label_selector=learner.nodes)
+    scorer = actor.remote(config.protocol.judge, config)
+    try:
+        ray.get(scorer.ready.remote(), timeout=limit)
+    except GetTimeoutError:
+        raise ConfigError(f"rollout.start_timeout_s={limit:g}: the reward model {config.protocol.judge} did not start") from None
+    except RayError as error:
+        raise ConfigError(f"protocol.judge={config.protocol.judge}: {error}") from None
+    return of_calls(
+        lambda trajectory: scorer.score.remote(trajectory.prompt_token_ids, trajectory.answers()[-1].token_ids),
+        lambda score: Verdict.CORRECT if score > 0 else Verdict.WRONG,
+    )
+
+
 JUDGES: dict[str, Callable[[Config], Judge]] = {"served": served}
 
 
+def named_judge(config: Config) -> Callable[[Config], Judge]:
+    """What protocol.judge means: the folder of a reward model, or a function from the configuration to a judge.
+
+    Raises ConfigError for what is neither.
+    """
+    judge = config.protocol.judge
+    if "/" not in judge:
+        return look_up("protocol.judge", judge, JUDGES)
+    if not (Path(judge) / VALUE_HEAD).is_file():
+        raise ConfigError(f"protocol.judge={judge}: no reward model: the folder has no {VALUE_HEAD}")
+    return reward_model
+
+
 def make_judges(config: Config, reward_actors: Sequence[ActorHandle]) -> dict[str, Judge]:
-    """By the names that protocols ask for. `protocol.judge` names a function from the configuration to a judge."""
+    """By the names that protocols ask for."""
     judges = {"gold": gold_judge(reward_actors, config.reward.answers == "stated")} if reward_actors else {}
     if config.protocol.judge:
-        judges["judge"] = look_up("protocol.judge", config.protocol.judge, JUDGES)(config)
+        judges["judge"] = named_judge(config)(config)
     return judges
 
 
@@ -94,7 +131,7 @@ def check_judge(protocol: str, config: Config) -> None:
         return
     if not config.protocol.judge:
         raise ConfigError(f"protocol {protocol} asks the judge that protocol.judge names, and it names none")
-    look_up("protocol.judge", config.protocol.judge, JUDGES)
+    named_judge(config)
 
 
 def then(future: Future, function: Callable[[Any], Any]) -> Future:
