@@ -4,7 +4,8 @@
 
 Makes a stage-1 model for each seed, starts every method from it or from the base model, evaluates, and prints Markdown: a line
 per method (mean over seeds, range in brackets), then each claim with the numbers that decide it. Overrides go to every run. What
-is finished is not run again. Exit status 1 if a claim fails.
+is finished is not run again. Exit status 1 if a claim fails. The runs are those of `python -m srl.main reproduce`: a main run
+`seed-S`, and beside it `seed-S-ppo` and so on, so that the paper's tables come from the same models.
 """
 
 import argparse
@@ -15,62 +16,90 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srl.config import Config, load_config
+from srl.driver.reproduce import variant_overrides
+from srl.driver.run import COMMANDS
+from srl.evaluation.paper import VARIANTS, Variant
+from srl.observe.run_directory import RunDirectory
+
 COLUMNS = {
     "turn1": "turn 1", "final": "final", "delta": "delta", "i2c": "i->c", "c2i": "c->i",
     "verdict_correct": "verdict C", "verdict_wrong": "verdict W",
 }  # fmt: skip
-STEPS = 24  # of `rl.prompts` problems with `rl.group` samples: the budget of every method
+STEPS = 12  # of `rl.prompts` problems with `rl.group` samples: the budget of every method
+# Half of the usual problems for stage 1: after all of them the final answer is right 90 times in 100, and no method has room.
+SETTINGS = [
+    "stage1.prompts=150", f"rl.steps={STEPS}", "rl.prompts=32", "rl.evaluate_every=4", "evaluate.problems=500",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row: recipes one after the other, each from where the last one ended, the first from `start`."""
+    """A row: variants of the main run, one after the other, each from where the last one ended; none: the main run itself."""
 
     title: str
-    recipes: tuple[str, ...]
-    start: str = "ift"
+    variants: tuple[str, ...] = ()
 
 
 METHODS = {
-    "dpo": Method("IFT + DPO", ("dpo",)),
-    "dpo-typed": Method("IFT + DPO, typed pairs", ("dpo-typed",)),
+    "grpo": Method("IFT + GRPO"),
     "ppo": Method("IFT + PPO", ("ppo",)),
-    "grpo": Method("IFT + GRPO", ("grpo",)),
-    "raft": Method("IFT + RAFT", ("raft",)),
+    "single-turn-ppo": Method("single-turn PPO", ("single-turn-ppo",)),
     "plan-1": Method("IFT + GRPO, reward plan 1", ("plan-1",)),
+    "pag-ift": Method("PAG from IFT", ("pag-ift",)),
+    "dpo": Method("IFT + DPO", ("dpo",)),
+    "pag": Method("PAG from base", ("pag",)),
+    "single-turn-raft": Method("single-turn RAFT", ("single-turn-raft",)),
+    "single-turn-dpo": Method("single-turn DPO", ("single-turn-dpo",)),
+    "score": Method("SCoRe from base", ("score-1", "score-2")),
     "spoc": Method("IFT + SPOC", ("spoc",)),
-    "pag": Method("PAG from base", ("pag",), "base"),
-    "pag-ift": Method("PAG from IFT", ("pag-long-chain",)),
-    "score": Method("SCoRe from base", ("score-1", "score-2"), "base"),
-    "single-raft": Method("single-turn RAFT", ("single-turn-raft",), "base"),
-    "single-dpo": Method("single-turn DPO", ("single-turn-dpo",), "base"),
-    "single-ppo": Method("single-turn PPO", ("single-turn-ppo",), "base"),
+    "online-raft": Method("IFT + RAFT", ("online-raft",)),
+    "dpo-typed": Method("IFT + DPO, typed pairs", ("dpo-typed",)),
+}
+HALF = (f"rl.steps={STEPS // 2}",)
+# With those of the paper's tables.
+ALL_VARIANTS = VARIANTS | {
+    "plan-1": Variant((), ("rl",), start=True, recipe="plan-1"),
+    "pag-ift": Variant((), ("rl",), start=True, recipe="pag-long-chain"),
+    "pag": Variant((), ("rl",), recipe="pag"),
+    "score-1": Variant(HALF, ("rl",), recipe="score-1"),
+    "score-2": Variant(HALF, ("rl",), recipe="score-2"),
+    "spoc": Variant((), ("rl",), start=True, recipe="spoc"),
+    "online-raft": Variant((), ("rl",), start=True, recipe="raft"),
+    "dpo-typed": Variant((), ("rl",), start=True, recipe="dpo-typed"),
 }
 
 
 def commands(name: str, seed: int, directory: Path, overrides: list[str]) -> list[list[str]]:
-    """Arguments of srl.main for one method and seed, in order."""
-    common = [f"run.directory={directory}", f"run.seed={seed}", *overrides]
-    if name == "ift":
-        return [
-            ["stage1", f"run.name=ift-{seed}", *common],
-            ["sft", f"run.name=ift-{seed}", *common],
-            ["evaluate", f"run.name=ift-{seed}", *common],
-        ]
-    method, lines = METHODS[name], []
-    start = "base" if method.start == "base" else str(directory / f"ift-{seed}" / "checkpoints" / "ift")
-    for recipe in method.recipes:
-        run = f"{name}-{recipe}-{seed}"
-        own = [f"recipe={recipe}", f"run.name={run}", f"rl.start={start}", f"rl.steps={STEPS // len(method.recipes)}"]
-        lines.append(["rl", *own, *common])
-        start = str(directory / run / "checkpoints" / "rl")
-    return [*lines, ["evaluate", "--model", "rl", *lines[-1][1:]]]
+    """Arguments of srl.main for one method and seed, in order. The main run makes IFT's model and trains GRPO, the default."""
+    common = [f"run.directory={directory}", f"name=seed-{seed}", f"seed={seed}", *SETTINGS, *overrides]
+    lines, start = [["run", *common]], []
+    for variant in METHODS[name].variants:
+        own = variant_overrides(variant, lambda more: load_config(None, [*common, *more]), ALL_VARIANTS)
+        lines.append(["rl", *common, *own, *start])
+        start = [f"rl.start={directory / f'seed-{seed}-{variant}' / 'checkpoints' / 'rl'}"]
+    return [*lines, ["evaluate", "--model", "rl", *lines[-1][1:]]] if start else lines
 
 
-def result(name: str, method: str, seed: int, directory: Path) -> dict[str, Any]:
-    """The row of results.json, e.g. ("ppo", "rl", 0) or ("ift", "base", 0)."""
-    run = f"ift-{seed}" if name == "ift" else f"{name}-{METHODS[name].recipes[-1]}-{seed}"
-    rows = json.loads((directory / run / "results.json").read_text())["rows"]
+def finished(command: list[str]) -> bool:
+    """Whether the run has done that. Raises ConfigError for a run of other settings."""
+    config = settings(command)
+    path = RunDirectory.locate(config)
+    if not path.exists():
+        return False
+    run = RunDirectory(config)
+    if command[0] == "evaluate":
+        return any(row["method"] == "rl" for row in run.rows())
+    return set(COMMANDS[command[0]]) <= set(run.done())
+
+
+def settings(command: list[str]) -> Config:
+    return load_config(None, [word for word in command if "=" in word])
+
+
+def result(method: str, command: list[str]) -> dict[str, Any]:
+    """The row of results.json that the command's run has for `base`, `ift` or `rl`."""
+    rows = json.loads((RunDirectory.locate(settings(command)) / "results.json").read_text())["rows"]
     return next(row for row in rows if row["method"] == method)
 
 
@@ -118,18 +147,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_intermixed_args(arguments)
     directory = options.directory.absolute()
-    for seed in options.seeds:
-        for name in ["ift", *options.only]:
-            for command in commands(name, seed, directory, options.overrides):
-                print("python -m srl.main", *command, flush=True)
-                if not options.dry_run:
-                    subprocess.run([sys.executable, "-m", "srl.main", *command], check=True)
+    rows: dict[str, list[dict[str, Any]]] = {"base": [], "IFT": []}
+    for name in options.only:
+        for seed in options.seeds:
+            wanted = commands(name, seed, directory, options.overrides)
+            perform(wanted, options.dry_run)
+            if not options.dry_run:
+                rows.setdefault(METHODS[name].title, []).append(result("rl", wanted[-1]))
+                if name == options.only[0]:
+                    rows["base"].append(result("base", wanted[0]))
+                    rows["IFT"].append(result("ift", wanted[0]))
     if options.dry_run:
         return 0
-    rows = {title: [result("ift", title, seed, directory) for seed in options.seeds] for title in ("base", "ift")}
-    rows["IFT"] = rows.pop("ift")
-    for name in options.only:
-        rows[METHODS[name].title] = [result(name, "rl", seed, directory) for seed in options.seeds]
     if options.output:
         options.output.write_text(json.dumps(rows, indent=1) + "\n")
     held = claims(rows)
@@ -137,6 +166,15 @@ def main(arguments: list[str]) -> int:
         table(rows), *(f"- {'holds' if ok else 'FAILS'}: {claim}: {numbers}" for claim, (ok, numbers) in held.items()), sep="\n"
     )
     return int(not all(ok for ok, _ in held.values()))
+
+
+def perform(wanted: list[list[str]], only_print: bool) -> None:
+    """Those of the commands whose runs have not done them yet, each in a process of its own."""
+    for command in wanted:
+        if only_print or not finished(command):
+            print("python -m srl.main", *command, flush=True)
+        if not only_print and not finished(command):
+            subprocess.run([sys.executable, "-m", "srl.main", *command], check=True)
 
 
 if __name__ == "__main__":

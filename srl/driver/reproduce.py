@@ -1,7 +1,7 @@
 """Train and measure what tables and figures of the paper need and is not there yet, then print them."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from srl.config import Config, ConfigError
 from srl.driver.models import Asked, evaluate_models
 from srl.driver.run import run_phases
-from srl.evaluation.paper import FIGURE_1, TABLES, VARIANTS, Source, Table
+from srl.evaluation.paper import FIGURE_1, TABLES, VARIANTS, Source, Table, Variant
 from srl.evaluation.report.files import read_lines
 from srl.evaluation.tables import figure_1, figure_2, side_by_side
 from srl.observe.progress import say
@@ -113,11 +113,11 @@ def protocol_of(source: Source, config: Config) -> str:
     return source.protocol.replace("{form}", config.protocol.form)
 
 
-def variant_overrides(name: str, configure: Configure) -> list[str]:
+def variant_overrides(name: str, configure: Configure, variants: Mapping[str, Variant] = VARIANTS) -> list[str]:
     """Settings that make the main run into a variant, which is a run of its own beside it."""
     if not name:
         return []
-    main, variant = configure([]), VARIANTS[name]
+    main, variant = configure([]), variants[name]
     path = RunDirectory.locate(main)
     found = [f"name={main.run.name}-{name}", *variant.overrides]
     found += [f"recipe={variant.recipe}"] if variant.recipe else []
