@@ -29,7 +29,8 @@ COLUMNS = {
 STEPS = 12  # of `rl.prompts` problems with `rl.group` samples: the budget of every method
 # Half of the usual problems for stage 1: after all of them the final answer is right 90 times in 100, and no method has room.
 SETTINGS = [
-    "stage1.prompts=150", f"rl.steps={STEPS}", "rl.prompts=32", "rl.evaluate_every=4", "evaluate.problems=500",
+    "stage1.prompts=150", f"rl.steps={STEPS}", "rl.prompts=32", "rl.evaluate_every=6",
+    "evaluate.problems=500", "evaluate.validation_problems=100",
 ]  # fmt: skip
 
 
