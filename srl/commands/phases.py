@@ -17,9 +17,10 @@ def run(options: argparse.Namespace, config: Config) -> None:
     if options.dry_run:
         dry_run(config)
         return
-    from srl.driver.run import run_phases
+    from srl.driver.run import report, run_phases
 
     run_phases(config, options.command)
+    report(config)
 
 
 def dry_run(config: Config) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import yaml
 
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import METHODS, complete, measure
@@ -93,7 +94,7 @@ def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
         stop_on_sigterm()
     with bar(len(tests) * cell.samples, "trajectories") as progress:
         row = measure(session, cell, tests, progress)
-    say(f"{cell.method} on {cell.benchmark}: " + "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta")))
+    say(f"      {cell.method} on {cell.benchmark}: " + "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta")))
     return row
 
 
@@ -113,10 +114,20 @@ def source_of(name: str, config: Config, run: Path) -> str:
 
 
 def with_model(config: Config, source: str, run: Path) -> Config:
-    """The configuration whose engines can hold this model: checkpoints of the run are loaded into engines of its base model."""
+    """The configuration whose engines can hold this model: checkpoints of this run, and of others that started from its model
+    section, are loaded into engines of its base model."""
     if source == model_folder(config.model.path) or Path(source).is_relative_to(run):
         return config
+    if origin(source) == config.model.model_dump(mode="json"):
+        return config
     return config.model_copy(update={"model": config.model.model_copy(update={"path": source})})
+
+
+def origin(source: str) -> dict | None:
+    """The section `model` of the run whose checkpoint this folder is."""
+    folder = Path(source)
+    file = folder.parent.parent / "config.yaml"
+    return yaml.safe_load(file.read_text()).get("model") if folder.parent.name == "checkpoints" and file.is_file() else None
 
 
 def default_protocol(model: str, config: Config) -> str:
@@ -152,6 +163,8 @@ def cell_of(asked: Asked, source: str, benchmark: str, config: Config) -> Cell:
     samples, seed = asked.samples or settings.samples, config.run.seed if asked.seed is None else asked.seed
     titles = {(checkpoint or "base", own or config.own_protocol): title for title, (checkpoint, own) in METHODS.items()}
     model = Path(name).name if "/" in name else name
+    if Path(name).parent.name == "checkpoints":  # of another run
+        model = f"{Path(name).parents[1].name} {model}"
     words = [titles[name, protocol]] if (name, protocol) in titles else [model, protocol]
     words = [model] if words == [model, default_protocol(name, config)] else words
     words += [f"judge {Path(config.protocol.judge).name}"] if protocol.startswith("judged") else []

@@ -18,16 +18,15 @@ from srl.observe.run_directory import RunDirectory
 FIGURE_2 = Asked("ift", samples=16, problems=100)
 # (overrides) -> configuration: the file, recipe and settings of the command line with these over them.
 Configure = Callable[[list[str]], Config]
-MAIN_PHASES = {"base": (), "ift": ("stage1", "sft"), "rl": ("stage1", "sft", "rl")}
 
 
 @dataclass
-class Job:
-    """One run: the commands that it lacks, and what its models are asked. `judge` is the checkpoint that judges."""
+class Plan:
+    """A main run and the variants beside it: commands that each lacks, by the variant's name, and what is asked of the models."""
 
-    config: Config
-    commands: list[str] = field(default_factory=list)
-    asked: dict[Asked, None] = field(default_factory=dict)  # in order, each once
+    main: Config
+    trainings: dict[str, tuple[Config, list[str]]]
+    asked: list[Asked]
     judge: str = ""
     rows: dict[Asked, dict[str, Any]] = field(default_factory=dict)
 
@@ -35,37 +34,46 @@ class Job:
 def reproduce(tables: Sequence[int], figures: Sequence[int], configures: Sequence[Configure]) -> str:
     """Markdown of these tables and figures, over one main run for each of `configures` and the variants beside it.
 
-    Each run is trained and asked at once for everything that is shown. Raises ConfigError for fresh=true.
+    Each run is trained once for everything that is shown, and all models of a main run's variants are asked in one engine.
+    Raises ConfigError for fresh=true.
     """
     plans = [plan(tables, figures, configure, alone=len(configures) == 1) for configure in configures]
-    jobs = [job for jobs in plans for job in jobs.values()]
-    started = time.monotonic()
-    for number, job in enumerate(jobs, 1):
-        tell(f"[{number}/{len(jobs)}] {job.config.run.name}", job, started)
-        work(job)
-    say(f"reproduce: all {len(jobs)} runs are there, after {(time.monotonic() - started) / 60:.0f} min")
+    total, number, started = sum(len(one.trainings) + 1 for one in plans), 0, time.monotonic()
+    for one in plans:
+        for config, commands in one.trainings.values():
+            number += 1
+            tell(f"[{number}/{total}] {config.run.name}", f"trains: {', '.join(commands)}" if commands else "is there", started)
+            if commands:
+                run_phases(config, *commands)
+        number += 1
+        tell(f"[{number}/{total}] {one.main.run.name}", f"measures {len(one.asked)} rows", started)
+        measured = evaluate_models(one.main, one.asked, [first_benchmark(one.main)], one.judge)
+        one.rows = dict(zip(one.asked, measured, strict=True))
     parts = [shown(TABLES[number], plans) for number in tables]
     return "\n\n".join(parts + [figure(number, plans) for number in figures])
 
 
-def plan(tables: Sequence[int], figures: Sequence[int], configure: Configure, alone: bool) -> dict[str, Job]:
-    """Every run that is needed, by the variant's name, in an order in which each finds what it needs of the others."""
+def tell(title: str, what: str, started: float) -> None:
+    say(f"\n=== {title}: {what} ({(time.monotonic() - started) / 60:.0f} min so far)")
+
+
+def plan(tables: Sequence[int], figures: Sequence[int], configure: Configure, alone: bool) -> Plan:
+    """Every run that is needed, in an order in which each finds what it needs of the others, and every question."""
+    main = configure([])
+    if main.run.fresh:
+        raise ConfigError(f"reproduce: fresh=true would delete {RunDirectory.locate(main)}")
     wanted = [(source, TABLES[number]) for number in tables for source in sources(TABLES[number])]
-    variants = [source.variant for source, _ in wanted] + ([FIGURE_1] if 1 in figures else [])
-    jobs = {name: Job(configure(variant_overrides(name, configure))) for name in in_order(variants)}
-    for job in jobs.values():
-        if job.config.run.fresh:
-            raise ConfigError(f"reproduce: fresh=true would delete {RunDirectory.locate(job.config)}")
-    for source, table in wanted:
-        jobs[source.variant].asked |= dict.fromkeys(questions(source, table, jobs[source.variant].config, alone))
-        if source.protocol.startswith("judged"):
-            jobs[source.variant].judge = "orm"
-    if 2 in figures:
-        jobs[""].asked[FIGURE_2] = None
-    models = {name: {source.model for source, _ in wanted if source.variant == name} for name in jobs}
-    for name, job in jobs.items():
-        job.commands = missing(job, VARIANTS[name].phases if name else MAIN_PHASES[main_model(models[name], jobs, figures)])
-    return jobs
+    asked = [question for source, table in wanted for question in questions(source, table, main, alone)]
+    judged = any(source.protocol.startswith("judged") for source, _ in wanted)
+    variants = [source.variant for source, _ in wanted] + ["orm"] * judged + [FIGURE_1] * (1 in figures)
+    asked += [FIGURE_2] * (2 in figures)
+    trainings = {}
+    for name in in_order(variants):
+        config = configure(variant_overrides(name, configure))
+        commands = VARIANTS[name].phases if name else main_commands({source for source, _ in wanted}, variants, asked)
+        trainings[name] = config, missing(config, commands)
+    judge = f"{RunDirectory.locate(main)}-orm/checkpoints/orm" if judged else ""
+    return Plan(main, trainings, list(dict.fromkeys(asked)), judge)
 
 
 def in_order(variants: Iterable[str]) -> list[str]:
@@ -77,18 +85,20 @@ def in_order(variants: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def main_model(asked: set[str], jobs: dict[str, Job], figures: Sequence[int]) -> str:
-    """The last model of the main run that anything here needs: variants start from its samples or its IFT model."""
-    needs_ift = 2 in figures or any(name and (VARIANTS[name].samples or VARIANTS[name].start) for name in jobs)
-    return "rl" if "rl" in asked else "ift" if "ift" in asked or needs_ift or jobs[""].judge else "base"
+def main_commands(wanted: set[Source], variants: Sequence[str], asked: Sequence[Asked]) -> tuple[str, ...]:
+    """What the main run has to have done for its own models, and for variants that take its samples or its IFT model."""
+    models = {source.model for source in wanted if not source.variant}
+    needed = FIGURE_2 in asked or any(name and (VARIANTS[name].samples or VARIANTS[name].start) for name in variants)
+    if "rl" in models:
+        return ("stage1", "sft", "rl")
+    return ("stage1", "sft") if "ift" in models or needed else ()
 
 
-def missing(job: Job, phases: Sequence[str]) -> list[str]:
-    """Commands whose last phase is not done; the reward model comes after the samples that it is trained on."""
-    last = {"stage1": "assemble", "sft": "sft", "rl": "rl", "orm": "orm"}
-    path = RunDirectory.locate(job.config)
-    done = RunDirectory(job.config).done() if path.is_dir() else {}
-    return [name for name in [*phases, *(["orm"] if job.judge else [])] if last[name] not in done]
+def missing(config: Config, commands: Sequence[str]) -> list[str]:
+    """Those whose last phase is not done."""
+    path = RunDirectory.locate(config)
+    done = RunDirectory(config).done() if path.is_dir() else {}
+    return [name for name in commands if {"stage1": "assemble"}.get(name, name) not in done]
 
 
 def sources(table: Table) -> list[Source]:
@@ -101,11 +111,12 @@ def misled(source: Source) -> Source:
     return Source(source.variant, source.model, "misleading{form}")
 
 
-def questions(source: Source, table: Table, config: Config, alone: bool) -> list[Asked]:
-    """One for each seed of the samples; several runs have a seed each."""
-    temperature = config.evaluate.temperature if table.temperature is None else table.temperature
-    seeds = range(config.run.seed, config.run.seed + (table.seeds if alone else 1))
-    return [Asked(source.model, protocol_of(source, config), temperature, 1, seed) for seed in seeds]
+def questions(source: Source, table: Table, main: Config, alone: bool) -> list[Asked]:
+    """One for each seed of the samples; several runs have a seed each. Models of variants are asked by their folders."""
+    temperature = main.evaluate.temperature if table.temperature is None else table.temperature
+    seeds = range(main.run.seed, main.run.seed + (table.seeds if alone else 1))
+    model = f"{RunDirectory.locate(main)}-{source.variant}/checkpoints/{source.model}" if source.variant else source.model
+    return [Asked(model, protocol_of(source, main), temperature, 1, seed) for seed in seeds]
 
 
 def protocol_of(source: Source, config: Config) -> str:
@@ -127,50 +138,29 @@ def variant_overrides(name: str, configure: Configure, variants: Mapping[str, Va
     return found
 
 
-def tell(title: str, job: Job, started: float) -> None:
-    """What comes now, in one line."""
-    todo = [f"trains {', '.join(job.commands)}"] if job.commands else []
-    todo += [f"measures {len(job.asked)} rows"] if job.asked else []
-    say(f"\n=== {title}: {'; '.join(todo) or 'done'} ({(time.monotonic() - started) / 60:.0f} min so far)")
-
-
-def work(job: Job) -> None:
-    """Train what the run lacks, then measure its models; all that is there already costs nothing."""
-    if job.commands:
-        run_phases(job.config, *job.commands)
-    if job.asked:
-        rows = evaluate_models(job.config, list(job.asked), [first_benchmark(job.config)], job.judge)
-        job.rows = dict(zip(job.asked, rows, strict=True))
-
-
 def first_benchmark(config: Config) -> str:
     return next(iter(config.task.test)) if config.task.name == "file" else "chains"
 
 
-def shown(table: Table, plans: Sequence[dict[str, Job]]) -> str:
+def shown(table: Table, plans: Sequence[Plan]) -> str:
     """The table from the rows of all its runs and seeds."""
-    found: list[list[dict[str, Any]]] = [[] for _ in table.rows]
-    for jobs in plans:
-        for place, row in enumerate(table.rows):
-            found[place] += rows_of(row.source, table, jobs, alone=len(plans) == 1)
+    found = [[row for one in plans for row in rows_of(line.source, table, one, len(plans) == 1)] for line in table.rows]
     return side_by_side(table, found, found[0][0]["benchmark"])
 
 
-def rows_of(source: Source, table: Table, jobs: dict[str, Job], alone: bool) -> list[dict[str, Any]]:
-    job = jobs[source.variant]
-    rows = [job.rows[asked] for asked in questions(source, table, job.config, alone)]
+def rows_of(source: Source, table: Table, plan: Plan, alone: bool) -> list[dict[str, Any]]:
+    rows = [plan.rows[asked] for asked in questions(source, table, plan.main, alone)]
     if misled(source) not in sources(table):
         return rows
     # Of the answers that were right and told wrong, how many became wrong: 100 - CL.
-    told = [job.rows[asked]["cl"] for asked in questions(misled(source), table, job.config, alone)]
+    told = [plan.rows[asked]["cl"] for asked in questions(misled(source), table, plan.main, alone)]
     return [row | {"p_c2i": None if cl is None else 100 - cl} for row, cl in zip(rows, told, strict=True)]
 
 
-def figure(number: int, plans: Sequence[dict[str, Job]]) -> str:
+def figure(number: int, plans: Sequence[Plan]) -> str:
     if number == 2:
-        return figure_2([jobs[""].rows[FIGURE_2] for jobs in plans])
-    paths = [RunDirectory.locate(jobs[FIGURE_1].config) for jobs in plans]
-    return figure_1([validations(path) for path in paths])
+        return figure_2([one.rows[FIGURE_2] for one in plans])
+    return figure_1([validations(RunDirectory.locate(one.trainings[FIGURE_1][0])) for one in plans])
 
 
 def validations(path: Path) -> dict[int, dict[str, Any]]:

@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def run_phases(config: Config, *commands: str) -> None:
-    """Run the commands' phases that are not done yet; show the table and write the report at the end."""
+    """Run the commands' phases that are not done yet."""
     check_model(config)
     recipe_functions(config)
     check_judge(config.protocol.name, config)
@@ -65,7 +65,6 @@ def run_phases(config: Config, *commands: str) -> None:
         raise
     finally:
         session.close()
-    show(run)
 
 
 def perform_missing(commands: Sequence[str], run: RunDirectory, session: Session, problems: dict) -> None:

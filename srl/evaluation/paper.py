@@ -3,7 +3,7 @@
 Numbers are per cent, in the order of a table's columns; none where the paper's are not at hand. A `Source` names what has to
 be trained (a key of VARIANTS; "" is the run itself), which model of that run is asked (`base`, `ift`, `rl`) and by which
 protocol: "" is the run's own, and `{form}` becomes the form of `gold`, `misleading` and `judged` that continues the model's
-own message. The judge of `judged` is the run's outcome reward model.
+own message. The judge of `judged` is the outcome reward model of the variant `orm`.
 """
 
 from dataclasses import dataclass
@@ -78,6 +78,8 @@ VARIANTS = {
     "dpo-d2": Variant(("objective.pairs=[d2]",), ("rl",), start=True, recipe="dpo-typed"),
     "dpo-d12": Variant(("objective.pairs=[d1, d2]",), ("rl",), start=True, recipe="dpo-typed"),
     "dpo-d123": Variant(("objective.pairs=[d1, d2, d3]",), ("rl",), start=True, recipe="dpo-typed"),
+    # The head starts at zero and has one number per answer to learn from: more passes, as fast as a critic.
+    "orm": Variant(("sft.epochs=10", "sft.learning_rate=2e-3"), ("orm",), samples=True),
     "distillation": Variant(("stage1.teacher_writes=revision",), SET, teacher="ppo"),
 }
 
