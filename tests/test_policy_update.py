@@ -188,6 +188,18 @@ def test_without_a_kl_no_reference_is_kept():
     assert kept == {"dapo": False, "pag": False, "raft": False, "dpo": True, "score-1": True}
 
 
+def test_a_filter_may_change_the_order_and_every_trajectory_keeps_its_own_reward(started):
+    update = started("recipe=grpo")
+    trajectories = sampled(update.learners, prompts=2, members=4, seed=0)
+    update.filters = {"best_first": lambda found: sorted(found, key=lambda trajectory: -trajectory.reward)}
+    found = []
+    update.comparisons = lambda kept, rewards: found.extend(zip(kept, rewards, strict=True)) or ([], None, {})
+    update.step(trajectories, 0, 0.5)
+    assert [sum(own) for _, own in found] == [trajectory.reward for trajectory, _ in found]
+    assert [trajectory.id for trajectory, _ in found] != [trajectory.id for trajectory in trajectories]
+    assert len({trajectory.reward for trajectory in trajectories}) == 2, "with equal rewards any order would do"
+
+
 def test_rewards_of_the_trajectory_are_the_sum_over_its_turns(started):
     update = started("recipe=pag")
     turns = [

@@ -57,10 +57,9 @@ class PolicyUpdate:
 
         `off_policy`: what sampled them is not quite the policy that is trained, and a policy loss has to make up for it.
         """
-        rewards = self.reward(trajectories)
+        by_id = dict(zip((trajectory.id for trajectory in trajectories), self.reward(trajectories), strict=True))
         kept, metrics = apply_filters(trajectories, {"empty": with_tokens, **self.filters})
-        kept_ids = {trajectory.id for trajectory in kept}
-        rewards = [own for trajectory, own in zip(trajectories, rewards, strict=True) if trajectory.id in kept_ids]
+        rewards = [by_id[trajectory.id] for trajectory in kept]
         make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
             self.config.objective.loss, self.comparisons
         )
