@@ -95,7 +95,7 @@ def measured(options: argparse.Namespace, folder: str) -> dict:
         [
             "learner.threads=1", "rollout.threads=1", f"run.directory={folder}", f"model.path={options.model}", "recipe=grpo",
             f"model.dtype={'bfloat16' if options.bfloat16 else 'float32'}", "objective.kl=0", "rl.mini_batches=1",
-            f"rl.prompts={options.prompts}", f"rl.group={options.group}",
+            f"rl.prompts={options.prompts}", f"rl.group={options.group}", *options.settings,
         ],
     )  # fmt: skip
     connect(config)
@@ -117,7 +117,8 @@ def measured(options: argparse.Namespace, folder: str) -> dict:
     if trainer:
         trainer.close()
     # The first round warms up.
-    return {"trajectories": options.prompts * options.group, **summary(ours[1:], theirs[1:])}
+    shape = {"prompts": options.prompts, "group": options.group, "longest": config.rollout.max_response_tokens}
+    return {**shape, "settings": options.settings, **summary(ours[1:], theirs[1:])}
 
 
 def summary(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict:
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
     parser.add_argument("--bfloat16", action="store_true", help="instead of float32")
     parser.add_argument("--simulate", action="store_true", help="only the simulation")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="such as rollout.max_response_tokens=720")
     options = parser.parse_args()
     result: dict = {}
     if not options.simulate:

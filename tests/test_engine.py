@@ -70,6 +70,10 @@ def weights(change: float, dtype: torch.dtype = torch.float32) -> list[Bucket]:
     return [pack([(name, p.detach() + change)]) for name, p in model.named_parameters()]
 
 
+def test_the_engine_computes_with_as_many_threads_as_it_was_given(engine):
+    assert torch.get_num_threads() == config("float32").rollout.threads
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
 def test_log_probabilities_are_of_the_full_distribution_also_under_top_p(engine, prompts, top_p):
     found = sample(engine, prompts, top_p)

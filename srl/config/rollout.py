@@ -43,7 +43,7 @@ class RolloutConfig(Section):
     cpus: float = Field(1, ge=0, description="CPUs that Ray reserves per rollout actor.")
     gpus: float = Field(0, ge=0, description="GPUs per rollout actor; 0 runs vLLM on CPU.")
     nodes: dict[str, str] = Field({}, description="Ray node labels that the node of every rollout actor must have.")
-    threads: int = Field(2, ge=1, description="Torch threads per engine on CPU.")
+    threads: int = Field(1, ge=1, description="Torch threads per engine on CPU; a second worker gains more than a second thread.")
     tensor_parallel: int = Field(1, ge=1, description="vLLM tensor parallelism; needs gpus >= this.")
     kv_cache_gib: float = Field(0.25, gt=0, description="Key-value cache on CPU, GiB.")
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")

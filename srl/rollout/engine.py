@@ -100,6 +100,8 @@ class Engine:
 
     def __init__(self, path: str, model: ModelConfig, rollout: RolloutConfig, stop_token_ids: list[int]):
         prepare_environment(rollout.gpus > 0)
+        if not rollout.gpus:
+            torch.set_num_threads(rollout.threads)  # vLLM turns this call off once it has started
         from vllm import EngineArgs, LLMEngine
 
         arguments = EngineArgs(
@@ -117,8 +119,6 @@ class Engine:
             **device_options(model, rollout),
         )
         self.engine = LLMEngine.from_engine_args(arguments)
-        if not rollout.gpus:
-            torch.set_num_threads(rollout.threads)
         self.own_process = rollout.gpus > 0
         self.stop_token_ids = stop_token_ids
         self.version = 0
