@@ -30,6 +30,7 @@ import psutil
 
 from benchmarks.processes import by_role
 from benchmarks.rl_resume import records, trained
+from benchmarks.steps import Steps
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -40,7 +41,6 @@ SMALL = [
 VICTIMS = ["driver", "rollout", "learner", "reward", "grading"]
 SAMPLE_S, WARM_S = 15.0, 150.0  # between two looks at memory; of a process's life that do not count
 STOP_S, DEATH_S = 300.0, 120.0  # for the run to stop when asked; for what a driver has started to follow it
-TAIL = 1 << 17  # bytes of metrics.jsonl that hold the steps since the last look
 
 
 class Soak:
@@ -50,10 +50,8 @@ class Soak:
         self.folder, self.settings, self.every_s, self.rng = folder, settings, every_s, random.Random(seed)
         self.run = folder / "tiny"
         self.begun = time.monotonic()
-        self.kills: list[dict[str, Any]] = []
+        self.steps = Steps(self.run)
         self.memory: list[dict[str, Any]] = []
-        self.seen: set[tuple[int, float]] = set()
-        self.steps: list[tuple[float, int]] = []  # when a step was recorded, and which
         self.ended: list[str] = []
         self.followers: list[tuple[psutil.Process, float]] = []  # what dead drivers had started, and when they died
         self.orphans: list[str] = []
@@ -77,30 +75,17 @@ class Soak:
 
     def look(self) -> None:
         """One turn of the loop: news, memory, a kill when it is due, a driver that is gone started again."""
-        self.read_steps()
+        self.steps.look()
         self.find_orphans()
         if self.now() - self.sampled > SAMPLE_S:
             self.sample()
         if self.process.poll() is not None:
-            if not (self.kills and self.kills[-1]["victim"] == "driver" and self.kills[-1]["pid"] == self.process.pid):
+            if not any(kill["pid"] == self.process.pid for kill in self.steps.kills):
                 self.ended.append(f"after {self.now():.0f} s with {self.process.returncode}")
             self.followers += [(process, self.now()) for process in self.family]
             self.process = self.start()
         elif self.now() > self.due:
             self.kill()
-
-    def read_steps(self) -> None:
-        """The steps that were recorded since the last look; those done again after a kill are news too."""
-        for record in tail(self.run / "metrics.jsonl"):
-            key = (record["step"], record["seconds"])
-            if key in self.seen:
-                continue
-            self.seen.add(key)
-            self.steps.append((self.now(), record["step"]))
-            for kill in self.kills:
-                kill.setdefault("next step after s", round(self.now() - kill["s"], 1))
-                if record["step"] > kill["step"]:
-                    kill.setdefault("new step after s", round(self.now() - kill["s"], 1))
 
     def sample(self) -> None:
         self.sampled, found = self.now(), by_role(self.process.pid)
@@ -119,12 +104,12 @@ class Soak:
         found = by_role(self.process.pid)
         if not (candidates := found.get(self.order[0])):
             return
-        victim, highest = self.rng.choice(candidates), max((step for _, step in self.steps), default=-1)
+        victim = self.rng.choice(candidates)
         role, self.family = self.order.pop(0), [process for group in found.values() for process in group]
         os.kill(victim.pid, signal.SIGKILL)
-        self.kills.append({"victim": role, "pid": victim.pid, "s": round(self.now(), 1), "step": highest})
-        say(f"{self.now() / 60:.1f} min, step {highest}: {role} {victim.pid} killed")
-        self.due = self.next_moment(len(self.kills) + 1)
+        self.steps.killed(role, pid=victim.pid, s=round(self.now(), 1))
+        say(f"{self.now() / 60:.1f} min, step {self.steps.highest}: {role} {victim.pid} killed")
+        self.due = self.next_moment(len(self.steps.kills) + 1)
         if role == "driver":
             self.process.wait(DEATH_S)
 
@@ -148,7 +133,7 @@ class Soak:
             os.killpg(self.process.pid, signal.SIGKILL)
             return None
         seconds = round(self.now() - asked, 1)
-        self.read_steps()
+        self.steps.look()
         self.followers += [(process, self.now()) for process in self.family]
         psutil.wait_procs([process for process, _ in self.followers], DEATH_S + 1)
         self.find_orphans()
@@ -156,41 +141,25 @@ class Soak:
 
     def result(self, stopped: float | None) -> dict[str, Any]:
         settled, done = trained(self.run), [record["step"] for record in records(self.run, "metrics.jsonl")]
+        kills, times = self.steps.kills, [self.begun, *(at for at, _ in self.steps.times)]
         return {
             "minutes": round(self.now() / 60, 1),
-            "kills": len(self.kills),
-            "by victim": {role: summary([kill for kill in self.kills if kill["victim"] == role]) for role in VICTIMS},
+            "kills": len(kills),
+            "by victim": {role: summary([kill for kill in kills if kill["victim"] == role]) for role in VICTIMS},
             "steps": len(done),
             "steps recorded once": done == list(range(len(done))),
-            "steps done again": len(self.steps) - len(done),
+            "steps done again": len(self.steps.times) - len(done),
             "prompts": len(settled),
             "prompts lost": len(set(range(max(settled, default=-1) + 1)) - set(settled)),
             "prompts repeated": len(settled) - len(set(settled)),
-            "longest time without a step s": round(longest_gap([0.0, *(at for at, _ in self.steps)]), 1),
-            "longest time without a step, no kill before it, s": round(self.calm_gap(), 1),
+            "longest time without a step s": longest_gap(times),
+            "longest time without a step and without a kill s": longest_gap(times, [kill["at"] for kill in kills]),
             "ended by itself": self.ended,
             "processes left behind": self.orphans,
             "stopped when asked after s": stopped,
             "memory": memory_slopes(self.memory),
-            "each kill": self.kills,
+            "each kill": [{name: value for name, value in kill.items() if name != "at"} for kill in kills],
         }
-
-    def calm_gap(self) -> float:
-        """The longest time between two steps in which nothing was killed."""
-        pairs = pairwise(self.steps)
-        calm = [end - begin for (begin, _), (end, _) in pairs if not any(begin <= kill["s"] <= end for kill in self.kills)]
-        return max(calm, default=0.0)
-
-
-def tail(file: Path) -> list[dict[str, Any]]:
-    """The last steps that stage 2 has recorded."""
-    if not file.exists():
-        return []
-    with file.open("rb") as lines:
-        begin = max(0, file.stat().st_size - TAIL)
-        lines.seek(begin)
-        text = lines.read().split(b"\n")[bool(begin) : -1]  # whole lines
-    return [record for line in text if (record := json.loads(line))["phase"] == "rl"]
 
 
 def measure(process: psutil.Process, role: str, now: float) -> dict[str, Any]:
@@ -247,8 +216,10 @@ def slope(groups: Sequence[int], x: Sequence[float], y: Sequence[float]) -> dict
     return {"slope": round(value, 2), "standard error": error}
 
 
-def longest_gap(times: Sequence[float]) -> float:
-    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+def longest_gap(times: Sequence[float], without: Sequence[float] = ()) -> float:
+    """Between two of the times, in seconds; gaps that hold one of `without` do not count."""
+    gaps = ((earlier, later) for earlier, later in pairwise(times) if not any(earlier <= at <= later for at in without))
+    return round(max((later - earlier for earlier, later in gaps), default=0.0), 1)
 
 
 def summary(kills: Sequence[dict[str, Any]]) -> dict[str, Any]:

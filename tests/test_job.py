@@ -1,12 +1,10 @@
 """The job path on a Ray cluster with token authentication: submit, refuse, stop, continue; and what Prometheus sees."""
 
-import contextlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +14,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from benchmarks.ray_nodes import RAY, Node, environment, free_ports
 from srl.protocols.chat import model_folder
 
 pytestmark = pytest.mark.long
@@ -33,50 +31,26 @@ SMALL = [
 ]  # fmt: skip
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 class Cluster:
     """One Ray head on ports of its own. Clients need its token."""
 
     def __init__(self, folder: Path):
         self.folder, self.token = folder, secrets.token_hex(32)
-        self.gcs_port, dashboard, agent, agent_grpc, client, self.metrics_port = free_ports(6)
+        self.gcs_port, dashboard, client = free_ports(3)
         self.address = f"http://127.0.0.1:{dashboard}"
         # Its own home, so that no token of the account is found or written.
-        self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
-            "HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_raylet_start_wait_time_s": "120",
-            "RAY_metrics_report_interval_ms": "1000", "RAY_API_SERVER_ADDRESS": self.address, "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            [
-                self.ray(), "start", "--head", "--block", "--num-cpus=8", f"--port={self.gcs_port}",
-                f"--dashboard-port={dashboard}",
-                f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-                f"--ray-client-server-port={client}", f"--metrics-export-port={self.metrics_port}", "--labels=srl-role=all",
-                "--object-store-memory=200000000", "--dashboard-host=127.0.0.1", f"--temp-dir={folder / 'ray'}",
-            ],
-            env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    @staticmethod
-    def ray() -> str:
-        return str(Path(sys.executable).with_name("ray"))
+        tokens = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.address}
+        self.environment = environment(folder, RAY_metrics_report_interval_ms="1000", **tokens)
+        words = [
+            "--head", "--num-cpus=8", "--labels=srl-role=all", "--object-store-memory=200000000", f"--port={self.gcs_port}",
+            f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
+            f"--temp-dir={folder / 'ray'}",
+        ]  # fmt: skip
+        self.node = Node(folder, self.environment, words)
 
     def cli(self, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**self.environment, "RAY_AUTH_TOKEN": token or self.token}
-        return subprocess.run(
-            [self.ray(), "job", *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
+        variables = {**self.environment, "RAY_AUTH_TOKEN": token or self.token}
+        return subprocess.run([RAY, "job", *arguments], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     def submit(self, job: str, *words: str) -> None:
         runtime = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60", "PYTHONPATH": str(ROOT)}}
@@ -99,16 +73,8 @@ class Cluster:
 
     def metrics(self) -> set[str]:
         """Names that the node serves now."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.node.metrics_port}/metrics", timeout=30) as reply:
             return set(re.findall(r"^(ray_\w+)", reply.read().decode(), re.MULTILINE))
-
-    def close(self) -> None:
-        """Every process of the node; on a busy machine Ray takes minutes to end by itself."""
-        node = psutil.Process(self.process.pid)
-        for process in [*node.children(recursive=True), node]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait(timeout=60)
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
@@ -126,7 +92,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
         wait_for(lambda: started.cli("list").returncode == 0, "the dashboard")
         yield started
     finally:
-        started.close()
+        started.node.kill()
         shutil.rmtree(started.folder, ignore_errors=True)
 
 
@@ -137,7 +103,7 @@ def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory):
         yield None
         return
     folder, (port,) = tmp_path_factory.mktemp("prometheus"), free_ports(1)
-    jobs = [{"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{cluster.metrics_port}"]}]}]
+    jobs = [{"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{cluster.node.metrics_port}"]}]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump({"global": {"scrape_interval": "2s"}, "scrape_configs": jobs}))
     command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
     process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import by_role, role
-from benchmarks.soak import WARM_S, fine, longest_gap, memory_slopes, slope, tail
+from benchmarks.soak import WARM_S, fine, longest_gap, memory_slopes, slope
+from benchmarks.steps import Steps, tail
 
 MIB = 2**20
 
@@ -45,6 +46,27 @@ def test_memory_while_a_process_starts_is_no_leak():
 
 def test_the_longest_time_without_a_step():
     assert longest_gap([0.0, 3.0, 4.0, 9.5]) == 5.5 and longest_gap([0.0]) == 0.0
+    assert longest_gap([0.0, 3.0, 4.0, 9.5], without=[5.0]) == 3.0
+
+
+def write(run: Path, *steps: tuple[int, float]) -> None:
+    lines = [{"phase": "rl", "step": step, "seconds": seconds} for step, seconds in steps]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_step_done_again_after_a_kill_is_the_next_one_but_no_new_one(tmp_path: Path):
+    steps = Steps(tmp_path)
+    assert steps.look() == 0 and steps.highest == -1
+    write(tmp_path, (0, 1.1), (1, 1.2), (2, 1.3))
+    assert steps.look() == 3
+    steps.killed("learner")
+    write(tmp_path, (0, 1.1))  # what came after the checkpoint is forgotten
+    assert steps.look() == 0
+    write(tmp_path, (0, 1.1), (1, 1.4), (2, 1.5))
+    assert steps.look() == 2 and steps.highest == 2
+    assert "next step after s" in steps.kills[0] and "new step after s" not in steps.kills[0]
+    write(tmp_path, (0, 1.1), (1, 1.4), (2, 1.5), (3, 1.3))
+    assert steps.look() == 1 and steps.kills[0]["new step after s"] >= 0
 
 
 def test_only_whole_lines_of_stage_2_are_steps(tmp_path: Path):
