@@ -26,7 +26,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "cluster" / "monitoring"
 SMALL = [
-    "stage1.prompts=30", "stage1.block=10", "stage1.attempts=2", "stage1.verdicts=1", "rl.steps=2", "rl.prompts=8", "rl.group=4",
+    "stage1.prompts=120", "stage1.block=4", "stage1.attempts=2", "stage1.verdicts=1", "rl.steps=2", "rl.prompts=8", "rl.group=4",
     "rl.evaluate_every=1", "evaluate.validation_problems=8", "sft.epochs=1", "run.heartbeat_s=0.5", "run.log=json",
 ]  # fmt: skip
 
