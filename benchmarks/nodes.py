@@ -52,6 +52,7 @@ class Jobs:
         goal = None if steps is None else self.steps.highest + steps
         heard, failed = time.monotonic(), 0
         while goal is None or self.steps.highest < goal:
+            self.cluster.mend()
             if self.steps.look():
                 heard, failed = time.monotonic(), 0
             status = self.cluster.status(self.job)

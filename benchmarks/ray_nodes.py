@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
+MARK = "SRL_NODE"
 START_S = 300.0  # until a node is seen by the head, on a busy machine
 
 
@@ -50,17 +52,28 @@ class Node:
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}", *words,
         ]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
+        self.mark = uuid.uuid4().hex
         with (folder / "nodes.log").open("a") as log:
-            self.process = subprocess.Popen(command, env=dict(variables), stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, env={**variables, MARK: self.mark}, stdout=log, stderr=subprocess.STDOUT)
 
     def kill(self) -> None:
-        """Every process of the node, with -9."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            node = psutil.Process(self.process.pid)
-            for process in [node, *node.children(recursive=True)]:
+        """Every process of the node, with -9, also those whose parents are gone."""
+        while processes := marked(self.mark):
+            for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+            psutil.wait_procs(processes, timeout=1)
         self.process.wait(timeout=60)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes that have it in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # gone, a zombie, or another user's
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
 
 
 class Network:
@@ -127,10 +140,18 @@ class Cluster:
         words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=0.0.0.0", "--num-cpus=0"]
         words += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder / 'ray'}"]
         self._start("head", where, address, words)
-        self._wait(1)
-        for group in self.groups:
+        self._wait()
+        for group in self.groups:  # one after the other: on a busy machine Ray's 30 s for a node are too few for all at once
             self.add(group)
-        self._wait(len(self.nodes))
+            self._wait()
+
+    def mend(self) -> None:
+        """Start those again that ended by themselves, as an operator does: Ray's nodes give up when they start too slowly."""
+        for group, node in list(self.nodes):
+            if group != "head" and node.process.poll() is not None:
+                node.kill()
+                self.nodes.remove((group, node))
+                self.add(group)
 
     def add(self, group: str) -> None:
         where, address = self.network.add()
@@ -176,17 +197,16 @@ class Cluster:
         words += [f"--node-ip-address={address}", "--object-store-memory=100000000"]
         self.nodes.append((group, Node(self.folder, self.variables, words, where)))
 
-    def _wait(self, count: int) -> None:
-        self._wait_for(lambda: len(self.alive()) == count, f"{count} nodes")
-
-    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+    def _wait(self) -> None:
+        """Until the head sees as many nodes as there are."""
         deadline = time.monotonic() + START_S
         while True:
             with contextlib.suppress(OSError, KeyError, TypeError):  # the head does not answer yet
-                if condition():
+                if len(self.alive()) == len(self.nodes):
                     return
+            self.mend()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {START_S:g} s for {what}: see {self.folder / 'nodes.log'}")
+                raise TimeoutError(f"waited {START_S:g} s for {len(self.nodes)} nodes: see {self.folder / 'nodes.log'}")
             time.sleep(0.3)
 
     def _ask(self, path: str) -> dict[str, Any]:
