@@ -46,12 +46,12 @@ class Machine:
 
 # Peaks from the vendors' data sheets. Shares: training 0.25 of peak (a published trainer reaches 28 % with Qwen3-4B at 16 k
 # tokens on 8 H200, 15 % in RL), decoding 0.55 of the bandwidth (a published 512 x 8 k tokens of a 7B model on one H100 take 11
-# minutes). None of the GPU rows was measured here. "cpu" is one run of configs/tiny.yaml on two cores.
+# minutes). None of the GPU rows was measured here. "cpu" is one run of configs/tiny.yaml on two free cores.
 MACHINES = {
     "a100": Machine("a100", 80, 312e12, 2.0e12, 0.25, 0.55, 6e-3, 15e-6, 2e9, 8),
     "h100": Machine("h100", 80, 989e12, 3.35e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 8),
     "h200": Machine("h200", 141, 989e12, 4.8e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 8),
-    "cpu": Machine("cpu", 12, 0.4e12, 20e9, 0.21, 0.5, 5e-3, 0.135e-3, 0.1e9, 1),
+    "cpu": Machine("cpu", 12, 0.4e12, 20e9, 0.47, 0.5, 5e-3, 0.085e-3, 0.1e9, 1),
 }
 # Per grading process: verifications of real model outputs; whole numbers that mostly repeat.
 GRADES_PER_S = {"file": 220, "chains": 50_000}
