@@ -39,7 +39,7 @@ SMALL = [
     "rollout.retries=20", "rollout.threads=1", "learner.threads=1",
 ]  # fmt: skip
 VICTIMS = ["driver", "rollout", "learner", "reward", "grading"]
-SAMPLE_S, WARM_S = 15.0, 150.0  # between two looks at memory; of a process's life that do not count
+SAMPLE_S, WARM_S = 15.0, 300.0  # between two looks at memory; of a process's life that do not count
 STOP_S, DEATH_S = 300.0, 120.0  # for the run to stop when asked; for what a driver has started to follow it
 
 
