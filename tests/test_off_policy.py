@@ -79,14 +79,15 @@ def test_what_another_policy_sampled_starts_at_ratio_one_with_truncated_weights(
     assert raw["ratio"] == pytest.approx(2.71828, rel=1e-4)
 
 
-def test_groups_that_teach_nothing_are_named(update):
+def test_trajectories_that_are_trained_are_named(update):
     same = trajectories(update, 0.0)
     for trajectory in same:
         trajectory.turns[0].outcome = Outcome.CORRECT
     update.step(same, 0, 0.0)
-    assert update.silent == {"p"}
-    update.step(trajectories(update, 0.0), 0, 0.0)
-    assert update.silent == set()
+    assert update.trained == set()
+    mixed = trajectories(update, 0.0)
+    update.step(mixed, 0, 0.0)
+    assert update.trained == {trajectory.id for trajectory in mixed}
 
 
 def test_hands_are_shaken_only_by_workers_and_learners_that_agree(update):

@@ -4,6 +4,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,6 +163,25 @@ def test_a_step_in_which_nothing_can_be_learned_changes_nothing(started):
         for trajectory in trajectories:
             trajectory.turns[0].outcome = Outcome.INCORRECT
         assert update.step(trajectories, 0, 0.5)["optimizer_steps"] == 0 and not update.learners.calls
+
+
+def test_only_what_a_loss_sees_counts_as_trained(started):
+    """Prompt 0 has one right answer of three, prompt 1 none, prompt 2 is right throughout."""
+    expected = {
+        "grpo": {"0": 3},
+        "dpo": {"0": 2},  # one pair; without a pair there is nothing to prefer
+        "kto": {"0": 3, "1": 3, "2": 3},
+        "single-turn-raft": {"0": 1, "2": 3},
+        "dapo": {"0": 3},
+    }
+    for recipe, counts in expected.items():
+        update = started(f"recipe={recipe}")
+        trajectories = sampled(update.learners, prompts=3, members=3, seed=0)
+        for number, trajectory in enumerate(trajectories):
+            right = number == 0 or trajectory.prompt_id == "2"
+            trajectory.turns[0].outcome = Outcome.CORRECT if right else Outcome.INCORRECT
+        update.step(trajectories, 0, 0.5)
+        assert Counter(t.prompt_id for t in trajectories if t.id in update.trained) == counts, recipe
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(started):

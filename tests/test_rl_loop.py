@@ -86,12 +86,14 @@ class Update:
     """Learner and policy update in one."""
 
     def __init__(self, world: World):
-        self.world, self.value, self.silent, self.ages, self.learners = world, 1.0, set(), [], self
+        self.world, self.value, self.ages, self.learners = world, 1.0, [], self
+        self.trained: set[str] = set()
 
     def step(self, trajectories: list[Trajectory], step: int, learning_rate: float, off_policy: bool) -> dict[str, float]:
         self.world.tick(learner=True)
         version = max(turn.weight_version for t in trajectories for turn in t.turns)
         self.ages.append(off_policy)
+        self.trained = {t.id for t in trajectories if int(t.id.split("/")[1]) % 5 and t.id.endswith("/1")}
         for trajectory in trajectories:
             trajectory.reward = 0.0
             self.value = 0.9 * self.value + 0.01 * trajectory.turns[0].logprobs[0]
@@ -241,6 +243,12 @@ def test_a_loss_with_bound_zero_ends_where_an_undisturbed_run_does(tmp_path_fact
     value, moments = whole(tmp_path_factory.mktemp("alone"))
     for moment in moments[8:40:3]:
         assert play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment}))).value == value
+
+
+def test_the_ledger_calls_a_prompt_trained_only_if_the_update_trained_one_of_its_trajectories(tmp_path):
+    play(tmp_path, 0, World())
+    outcomes = {group["position"]: group["outcome"] for line in read_lines(tmp_path / "ledger.jsonl") for group in line["groups"]}
+    assert outcomes == {position: "trained" if position % 5 else "filtered" for position in range(STEPS * PROMPTS)}
 
 
 def test_learners_that_keep_dying_end_the_run_with_the_settings_name(tmp_path):

@@ -50,7 +50,7 @@ class PolicyUpdate:
             self.critic = LearnerGroup(config, start, None, rl.weight_decay, rl.gradient_clip, critic=True)
         self.kl_factor = 1.0
         self.previous: int | None = None  # the step whose policy, before its update, is kept for CREAM
-        self.silent: set[str] = set()  # prompts of the last step whose groups taught nothing
+        self.trained: set[str] = set()  # trajectories of the last step that the loss saw
 
     def step(self, trajectories: list[Trajectory], step: int, learning_rate: float, off_policy: bool = False) -> Metrics:
         """Set every trajectory's reward and train on them; metrics are means over the optimizer steps.
@@ -63,8 +63,8 @@ class PolicyUpdate:
         make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
             self.config.objective.loss, self.comparisons
         )
-        self.silent = set()
         examples, loss, found = make(kept, rewards)
+        self.trained = {example.id for group in examples for example in group}
         if off_policy and make == self.comparisons:
             examples, gaps = self.made_up_for(examples)
             found |= gaps
@@ -170,8 +170,7 @@ class PolicyUpdate:
             by_group.setdefault(trajectory.prompt_id, []).append(example)
             if np.any(advantages[index]):
                 speaking.add(trajectory.prompt_id)
-        self.silent = by_group.keys() - speaking
-        found = {"groups": len(by_group), "groups_without_signal": len(self.silent)}
+        found = {"groups": len(by_group), "groups_without_signal": len(by_group.keys() - speaking)}
         return [examples for prompt, examples in by_group.items() if prompt in speaking], self.policy_loss(), found
 
     def demonstrations(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:

@@ -192,8 +192,8 @@ class Training:
         """The slots of what was trained are free, and the ledger's file says what became of each prompt."""
         outcomes = {}
         for position, group in self.taken.items():
-            silent = group[0].prompt_id in self.update.silent
-            outcomes[position] = "failed" if has_failed(group) else "filtered" if silent else "trained"
+            trained = any(trajectory.id in self.update.trained for trajectory in group)
+            outcomes[position] = "failed" if has_failed(group) else "trained" if trained else "filtered"
         lines = [{"position": p, "prompt": self.taken[p][0].prompt_id, "outcome": o} for p, o in outcomes.items()]
         append_line(self.session.run.file("ledger.jsonl"), {"phase": "rl", "step": self.step, "groups": lines})
         self.ledger.settle(outcomes)
