@@ -37,7 +37,7 @@ class StopReason(StrEnum):
     ANSWERED = "answered"  # a protocol without verdicts said all it wanted to
     NO_VERDICT = "no_verdict"  # the model broke the format: it ended without a verdict on its attempt
     NO_REVISION = "no_revision"  # the last verdict was "wrong" and nothing came after it
-    LENGTH = "length"  # a turn reached its token limit, or the next one would not fit in the model's length
+    LENGTH = "length"  # a turn reached its token limit, whatever followed, or the next one would not fit in the model's length
     TOKENS = "tokens"  # the trajectory sampled as many tokens as protocol.max_tokens allows
     TIME = "time"  # the trajectory ran longer than protocol.max_seconds; the turn that was running is left out
     ACCEPTED = "accepted"  # the judge outside the model, gold answer or scorer, found the answer right
@@ -104,6 +104,11 @@ class Trajectory:
         answers = self.answers()
         with_answer = [turn for turn in answers if turn.answer is not None]
         return (with_answer or answers or [None])[-1]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it ran out of tokens: of a turn, of the model's length, or of those a trajectory may have."""
+        return self.stop_reason in (StopReason.LENGTH, StopReason.TOKENS)
 
     def sampled_tokens(self) -> int:
         return sum(len(turn.token_ids) for turn in self.turns if turn.sampled)

@@ -45,6 +45,12 @@ GOLD = {"gold": in_threads(agrees, 1), "judge": in_threads(lambda trajectory: Ve
         ("gold_chain", 1, (SLIP, RIGHT), [A, I, R], StopReason.ROUNDS),
         ("gold_two_turn", 3, (SLIP, SLIP, RIGHT), [A, I, R, I, R], StopReason.ACCEPTED),
         ("misleading_chain", 1, (RIGHT, RIGHT), [A, I, R], StopReason.ROUNDS),
+        # Cut by the token limit; a judge's last word stays, and so does an end whose cut part is dropped.
+        ("gold", 1, ("The solution…", RIGHT), [A, I, R], StopReason.LENGTH),
+        ("gold", 1, (f"{RIGHT}…",), [A], StopReason.ACCEPTED),
+        ("misleading", 1, (RIGHT, f"{SLIP}…"), [A, I, R], StopReason.LENGTH),
+        ("gold_chain", 1, (f"{SLIP}\n{CHECKED_RIGHT}…", RIGHT), [A, I, R], StopReason.ROUNDS),
+        ("gold_chain", 1, (f"{SLIP}…", RIGHT), [A, I, R], StopReason.LENGTH),
     ],
 )
 def test_the_judge_decides_whether_the_model_is_asked_again(chat, name, rounds, texts, expected, stop):
@@ -103,7 +109,7 @@ def test_the_token_budget_of_a_trajectory_counts_all_its_turns(chat):
     engine = ScriptedEngine(chat, [SLIP, "The solution…"])
     trajectory = run(chat, engine, Limits(512, max_tokens=attempt + 2))
     assert engine.limits == [attempt + 2, 2]  # of 64 for an attempt
-    assert trajectory.stop_reason is StopReason.ANSWERED
+    assert trajectory.stop_reason is StopReason.TOKENS
     stopped = run(chat, ScriptedEngine(chat, [SLIP]), Limits(512, max_tokens=attempt))
     assert stopped.stop_reason is StopReason.TOKENS and kinds(stopped) == [A, I]
     cut = run(chat, ScriptedEngine(chat, ["The solution…"]), Limits(512, max_tokens=2), protocol="long_chain")

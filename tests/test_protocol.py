@@ -100,13 +100,19 @@ PROMPTED = [
     ((SLIP, CHECKED_WRONG, RIGHT), [A, I, V, I, R], StopReason.ROUNDS, "66"),
     ((SLIP, "the solution is wrong"), [A, I, V], StopReason.NO_VERDICT, "56"),
     ((SLIP, f"{CHECKED_RIGHT}. [VERIFY] wrong"), [A, I, V], StopReason.NO_VERDICT, "56"),  # two markers
+    # What was cut is asked about like any other message, and the trajectory remembers.
+    (("The solution…", CHECKED_WRONG, RIGHT), [A, I, V, I, R], StopReason.LENGTH, "66"),
+    ((RIGHT, f"{CHECKED_RIGHT}…"), [A, I, V], StopReason.LENGTH, "66"),
+    ((RIGHT, "The solution…"), [A, I, V], StopReason.LENGTH, "66"),
 ]
 INTRINSIC = [
     ((SLIP, RIGHT), [A, I, R], StopReason.ANSWERED, "66"),
     ((RIGHT, SLIP), [A, I, R], StopReason.ANSWERED, "56"),
     ((RIGHT, "No"), [A, I, R], StopReason.ANSWERED, "66"),  # no box: the attempt's answer stays
+    ((f"{RIGHT}…", SLIP), [A, I, R], StopReason.LENGTH, "56"),
+    ((SLIP, "The solution…"), [A, I, R], StopReason.LENGTH, "56"),
 ]
-ATTEMPT = [((RIGHT,), [A], StopReason.ANSWERED, "66")]
+ATTEMPT = [((RIGHT,), [A], StopReason.ANSWERED, "66"), (("The solution…",), [A], StopReason.LENGTH, None)]
 CASES = [
     (name, *case)
     for name, cases in {
@@ -194,6 +200,13 @@ def test_steps_of_sequential_sampling_go_on_from_what_the_trajectory_holds(chat)
     assert said == ["Check the solution.", "The solution is wrong. Correct it."]
     assert trajectory.turns[2].verdict is Verdict.WRONG and trajectory.stop_reason is StopReason.ANSWERED
     assert (judge.limits, revise.limits) == ([160], [64])  # rollout.max_verdict_tokens, rollout.max_attempt_tokens
+
+
+def test_a_step_after_a_cut_attempt_is_not_cut_itself(chat):
+    trajectory, _ = play(chat, "attempt", f"{SLIP}…")
+    assert trajectory.stop_reason is StopReason.LENGTH
+    trajectory, _ = play(chat, "verdict", CHECKED_WRONG, start=trajectory)
+    assert trajectory.stop_reason is StopReason.ANSWERED
 
 
 def test_prompts_of_the_steps_are_those_of_the_pretraining_corpus(chat):

@@ -16,6 +16,7 @@ PLAYED = {
     "two_turn": (f"{SLIP}\n{CHECKED_WRONG}", "The solution…"),
     "prompted": (SLIP, CHECKED_WRONG, RIGHT),
     "intrinsic": ("", RIGHT),
+    "attempt": ("The solution…",),
 }
 
 

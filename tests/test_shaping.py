@@ -112,6 +112,7 @@ def test_plan_1_format_and_length_by_hand():
     totals = {code: sum(turn_rewards(went(code), plan_1)) for code in ("a- v- r+", "a+ v+", "a+ v- r+", "a- v- r-", "a+ v- r-")}
     assert totals == {"a- v- r+": 1.5, "a+ v+": 1.0, "a+ v- r+": 1.0, "a- v- r-": 0.0, "a+ v- r-": 0.0}
     ends = {StopReason.VERIFIED: 0, StopReason.ROUNDS: 0, StopReason.NO_VERDICT: -1, StopReason.LENGTH: -1}
+    ends |= {StopReason.TOKENS: -1, StopReason.ACCEPTED: 0}
     assert {reason: REWARDS["format_kept"](went("a+", stop_reason=reason))[0] for reason in ends} == ends
     assert REWARDS["length"](went("a+ v+ i")) == [0.0, -0.002, 0.0]  # what was said costs nothing
 

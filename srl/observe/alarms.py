@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from srl.trajectory import StopReason, Trajectory, Verdict
+from srl.trajectory import Trajectory, Verdict
 
 Step = dict[str, Any]
 WINDOW = 3  # steps that are averaged before anything is said
@@ -16,7 +16,7 @@ def behaviour(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     shares = {
         "verdict_yes": [verdict is Verdict.CORRECT for verdict in verdicts],
         "answer_changed": [answers[0].answer != answers[-1].answer for answers in revised],
-        "truncated": [trajectory.stop_reason is StopReason.LENGTH for trajectory in trajectories],
+        "truncated": [trajectory.truncated for trajectory in trajectories],
     }
     return {name: 100 * sum(values) / len(values) for name, values in shares.items() if values}
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from srl.reward.shaping import agrees, is_right, walk
-from srl.trajectory import StopReason, Trajectory, TurnKind
+from srl.trajectory import Trajectory, TurnKind
 
 Filter = Callable[[Sequence[Trajectory]], list[Trajectory]]
 
@@ -50,7 +50,7 @@ def verdicts_agree(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 
 def untruncated(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Overlong filtering: what ran out of tokens says nothing about the policy's wishes."""
-    return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.LENGTH]
+    return [trajectory for trajectory in trajectories if not trajectory.truncated]
 
 
 def mixed_groups(trajectories: Sequence[Trajectory]) -> list[Trajectory]:

@@ -12,16 +12,19 @@ judged       attempt; told what the scorer in protocol.judge says; revision (tab
 Each of the last three has two forms more for models trained to judge themselves, in which the model's own verdict is replaced:
 `_chain` puts the verdict into its message, `_two_turn` also has the user say that it was wrong.
 
-All but the steps go on for up to protocol.max_rounds revisions; in a long chain the model decides.
+All but the steps go on for up to protocol.max_rounds revisions; in a long chain the model decides. A turn that was cut by
+its token limit ends long_chain and two_turn at once; the others go on after it, and stop with LENGTH in place of their own end.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from srl.config import Config
 from srl.protocols.action import Protocol
 from srl.protocols.chat import Chat
 from srl.protocols.feedback import gold, judged, misleading
 from srl.protocols.own_verdict import long_chain, prompted, two_turn
+from srl.protocols.receive import cut_or
 from srl.protocols.steps import intrinsic, step
 from srl.trajectory import TurnKind
 
@@ -43,4 +46,5 @@ PROTOCOLS: dict[str, Callable[[Config, Chat], Protocol]] = {
 
 def build_protocol(name: str, config: Config, chat: Chat) -> Protocol:
     """Raises KeyError for a name that is not in PROTOCOLS."""
-    return PROTOCOLS[name](config, chat)
+    protocol = PROTOCOLS[name](config, chat)
+    return replace(protocol, next_action=lambda trajectory: cut_or(protocol.next_action(trajectory), trajectory))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from srl.protocols.action import Sampled, Stop
+from srl.protocols.action import Action, Sampled, Stop
 from srl.protocols.chat import Chat
 from srl.protocols.grammar import cut_chain, only_verdict
 from srl.reward.answer import last_boxed
@@ -10,7 +10,7 @@ from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
 
 
 def chain_end(trajectory: Trajectory) -> Stop:
-    """Why a long chain is over, from its last turn."""
+    """Why a long chain is over, from its last turn. One that was cut is: nobody else speaks in it."""
     if trajectory.stop_reason is StopReason.LENGTH:
         return Stop(StopReason.LENGTH)
     last = [turn for turn in trajectory.turns if turn.kind is not TurnKind.INSTRUCTION][-1]
@@ -21,8 +21,17 @@ def chain_end(trajectory: Trajectory) -> Stop:
     return Stop(StopReason.VERIFIED if last.verdict is Verdict.CORRECT else StopReason.NO_REVISION)
 
 
+def cut_or(action: Action, trajectory: Trajectory) -> Action:
+    """Where a protocol comes to its end with a turn behind it that was cut, the reason is LENGTH.
+
+    A conversation goes on after such a turn: the user answers what he was shown, as with a model that just stopped there. A
+    judge's last word and a trajectory's time keep their own reasons: they end it whether it was cut or not.
+    """
+    return Stop(StopReason.LENGTH) if isinstance(action, Stop) and trajectory.stop_reason is StopReason.LENGTH else action
+
+
 def append_turn(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
-    """One generation is one turn."""
+    """One generation is one turn. The trajectory's stop reason remembers that it was cut by its token limit."""
     text = chat.decode(sampled.token_ids)
     is_verdict = sampled.kind is TurnKind.VERDICT
     trajectory.turns.append(
@@ -36,6 +45,8 @@ def append_turn(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: s
             verdict=only_verdict(text, grammar) if is_verdict else None,
         )
     )
+    if sampled.finished_by_length:
+        trajectory.stop_reason = StopReason.LENGTH
 
 
 def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
@@ -86,4 +97,6 @@ def append_open_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, gra
 
 
 def first_tokens(sampled: Sampled, count: int) -> Sampled:
-    return replace(sampled, token_ids=sampled.token_ids[:count], logprobs=sampled.logprobs[:count])
+    """What is dropped takes its end with it: only a generation that is kept whole was cut by its limit."""
+    cut = sampled.finished_by_length and count == len(sampled.token_ids)
+    return replace(sampled, token_ids=sampled.token_ids[:count], logprobs=sampled.logprobs[:count], finished_by_length=cut)

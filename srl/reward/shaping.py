@@ -110,7 +110,7 @@ def signed_process(trajectory: Trajectory) -> list[float]:
         else:
             judged = turn
             rewards.append((1.0 if right else -1.0) * (2.0 if before not in (None, right) else 1.0))
-    if trajectory.stop_reason is StopReason.LENGTH and rewards:
+    if trajectory.truncated and rewards:
         rewards[-1] = -1.0
     return rewards
 
@@ -158,7 +158,7 @@ def signed_outcome(trajectory: Trajectory) -> float:
 
 def format_kept(trajectory: Trajectory) -> float:
     """0 for a trajectory that came to its end, -1 for one without a verdict, without the revision it announced, or cut off."""
-    return -float(trajectory.stop_reason in (StopReason.NO_VERDICT, StopReason.NO_REVISION, StopReason.LENGTH))
+    return -float(trajectory.truncated or trajectory.stop_reason in (StopReason.NO_VERDICT, StopReason.NO_REVISION))
 
 
 def length(trajectory: Trajectory) -> float:

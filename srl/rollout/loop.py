@@ -118,6 +118,7 @@ class TrajectoryLoop:
         if self.limits.max_seconds:
             run.ends_at = time.monotonic() + self.limits.max_seconds
         run.seen = run.trajectory.token_ids()
+        run.trajectory.stop_reason = None  # what it begins with may have been cut; that was another's doing
         self._follow(run, run.protocol.next_action(run.trajectory))
 
     def _follow(self, run: Run, action: Action) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from srl.config import ConfigError
 from srl.rollout.engine import Completion, Sampling
-from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, from_record, to_record
+from srl.trajectory import Trajectory, Turn, TurnKind, from_record, to_record
 from srl.weights.bucket import Bucket
 
 
@@ -73,7 +73,7 @@ def generations(trajectory: Trajectory) -> Iterator[tuple[str, list[int], Comple
         tokens = [token for turn in turns for token in turn.token_ids]
         index += len(turns)
         if sampled:
-            cut = trajectory.stop_reason is StopReason.LENGTH and index == len(trajectory.turns)
+            cut = trajectory.truncated and index == len(trajectory.turns)
             logprobs = [logprob for turn in turns for logprob in turn.logprobs]
             request_id = f"{trajectory.id}#{index - len(turns)}"
             yield request_id, list(prompt), Completion(request_id, tokens, logprobs, cut, turns[0].weight_version)
