@@ -30,5 +30,9 @@ class LearnerConfig(Section):
     bucket_mib: int = Field(64, ge=1, description="Size of a weight-sync bucket, MiB.")
     checkpoint_every: int = Field(1, ge=1, description="RL steps between checkpoints to resume from.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept while RL runs.")
-    upload: str = Field("", description="Path of any kind that fsspec writes, such as s3://, where RL's checkpoints are copied.")
+    upload: str = Field(
+        "",
+        description="Path of any kind that fsspec writes, such as s3://, where RL's checkpoints and the best policy are copied, "
+        "under the run's name; a run of another configuration refuses them.",
+    )
     retries: int = Field(2, ge=0, description="How often lost learners are started again from the last checkpoint.")

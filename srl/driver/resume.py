@@ -1,5 +1,9 @@
 """Stage 2 in the run directory, so that it goes on after its process was killed at any moment."""
 
+import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ from srl.driver.policy import PolicyUpdate
 from srl.driver.selection import Selection
 from srl.learner.checkpoint import Checkpoints, read_state
 from srl.observe.records import forget
-from srl.observe.run_directory import RunDirectory
+from srl.observe.run_directory import RunDirectory, identity
 from srl.weights.bucket import folder_tensors, write_bucket
 from srl.weights.bundle import Bundle, put_bundle, receive
 
@@ -20,8 +24,21 @@ def checkpoints(config: Config, run: Path) -> Checkpoints:
     """Those of the run in that directory."""
     upload = config.learner.upload
     return Checkpoints(
-        run / "resume" / "rl", config.learner.keep_checkpoints, f"{upload.rstrip('/')}/{config.run.name}" if upload else ""
+        run / "resume" / "rl",
+        config.learner.keep_checkpoints,
+        f"{upload.rstrip('/')}/{config.run.name}" if upload else "",
+        hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
     )
+
+
+def prepare_upload(config: Config, run: Path) -> None:
+    """With `fresh`, what an earlier run of this name uploaded is deleted with its directory.
+
+    Raises ConfigError where it belongs to a run of another configuration, before anything starts.
+    """
+    if config.learner.upload:
+        store = checkpoints(config, run)
+        store.clear_upload() if config.run.fresh else store.check_upload()
 
 
 def save(
@@ -32,11 +49,14 @@ def save(
     ledger: Ledger,
     selection: Selection,
     previous: Bundle | None,
+    best: Path,
 ) -> None:
-    """Everything that the steps from `step` on depend on."""
+    """Everything that the steps from `step` on depend on; where it is uploaded, also the best policy so far, as `best`."""
 
     def write(folder: Path) -> None:
         update.save_state(folder)
+        if store.upload and best.is_dir():
+            shutil.copytree(best, folder / "best", copy_function=link_or_copy)
         if previous is not None:
             (folder / "previous").mkdir()
             for index, bucket in enumerate(receive(previous, STORED_S)):
@@ -64,6 +84,23 @@ def load(
     selection.best = tuple(state["selection"]["best"])
     version = state["weight_version"]
     return state["step"], version, read_previous(folder, version - 1, config)
+
+
+def restore_best(folder: Path, best: Path) -> None:
+    """The best policy of a checkpoint that was fetched from elsewhere, where there is none."""
+    if (folder / "best").is_dir() and not best.exists():
+        partial = best.with_name(best.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder / "best", partial)
+        partial.rename(best)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A policy's folder is replaced as a whole and its files never change, so links to them do."""
+    try:
+        os.link(source, target)
+    except OSError:  # not on every file system
+        shutil.copy2(source, target)
 
 
 def read_previous(folder: Path, version: int, config: Config) -> Bundle | None:

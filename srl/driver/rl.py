@@ -14,7 +14,7 @@ from srl.driver.evaluate import run_protocol
 from srl.driver.flow import Flow, has_failed
 from srl.driver.ledger import Ledger, Stream
 from srl.driver.policy import PolicyUpdate, logprobs
-from srl.driver.resume import checkpoints, forget_after, load, save
+from srl.driver.resume import checkpoints, forget_after, load, restore_best, save
 from srl.driver.sampling import sample_extra
 from srl.driver.selection import Selection
 from srl.driver.session import Session
@@ -100,6 +100,7 @@ class Training:
             self.save()
             return
         self.step, self.version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
+        restore_best(folder, self.session.run.file("checkpoints/rl"))
         self.say(f"continuing with step {self.step + 1}")
         self.history = forget_after(self.session.run, self.step)
         self.publish()
@@ -209,7 +210,8 @@ class Training:
             self.say(f"step {self.step}: none of the last {patience} evaluations was better, RL ends")
 
     def save(self) -> None:
-        save(self.store, self.step, self.version, self.update, self.ledger, self.selection, self.previous)
+        best = self.session.run.file("checkpoints/rl")
+        save(self.store, self.step, self.version, self.update, self.ledger, self.selection, self.previous, best)
 
 
 def start_folder(config: Config, run: Path) -> str:

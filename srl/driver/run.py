@@ -9,6 +9,7 @@ from types import FrameType
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import evaluate
 from srl.driver.policy import recipe_functions
+from srl.driver.resume import prepare_upload
 from srl.driver.rl import train_policy
 from srl.driver.session import Session, check_port, check_wording, connect, load_task
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations, train_reward_model
@@ -55,6 +56,7 @@ def run_phases(config: Config, *commands: str) -> None:
     session = Session(config, run)
     try:
         with run.alone():
+            prepare_upload(config, run.path)
             connect(config)
             stop_on_sigterm()
             with observed(config, run):

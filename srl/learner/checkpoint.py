@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from srl.config import ConfigError
 
 PARTIAL = ".partial"
 WHOLE = "whole"  # the file that says that an upload ended
@@ -58,11 +61,12 @@ class Checkpoints:
     """The checkpoints of one training, newest last; the `keep` newest are kept.
 
     With `upload`, any path that fsspec can write (s3://, gs://, file://), whole checkpoints are copied there in the background,
-    one at a time: while one is on its way later ones are not sent. What is there is fetched when nothing is here.
+    one at a time: while one is on its way later ones are not sent. What is there is fetched when nothing is here, if it is this
+    training's: `owner` says whose they are, and is stored with every one.
     """
 
-    def __init__(self, folder: Path, keep: int, upload: str = ""):
-        self.folder, self.keep, self.upload = folder, keep, upload
+    def __init__(self, folder: Path, keep: int, upload: str = "", owner: str = ""):
+        self.folder, self.keep, self.upload, self.owner = folder, keep, upload, owner
         self.thread = ThreadPoolExecutor(1, "upload-checkpoint")
         self.sending: tuple[Path, Future] | None = None
 
@@ -102,12 +106,28 @@ class Checkpoints:
             if not self.sending[1].done():
                 return
             self.sending[1].result()
-        self.sending = folder, self.thread.submit(copy_out, folder, self.upload, self.keep)
+        self.sending = folder, self.thread.submit(copy_out, folder, self.upload, self.keep, self.owner)
+
+    def check_upload(self) -> None:
+        """Raises ConfigError when another training's checkpoints are there."""
+        files, root = url_to_fs(self.upload)
+        for whole in uploaded(files, root):
+            if files.cat_file(whole).decode() != self.owner:
+                raise ConfigError(
+                    f"learner.upload: {self.upload} holds checkpoints of another configuration: choose another run.name, or "
+                    "fresh=true to delete them"
+                )
+
+    def clear_upload(self) -> None:
+        """Delete the checkpoints that are there, whoever's they are."""
+        files, root = url_to_fs(self.upload)
+        for folder in files.glob(f"{root}/step-*"):
+            files.rm(folder, recursive=True)
 
     def _fetch(self) -> None:
+        self.check_upload()
         files, root = url_to_fs(self.upload)
-        whole = sorted(files.glob(f"{root}/step-*/{WHOLE}"))
-        if whole:
+        if whole := uploaded(files, root):
             source = whole[-1].rpartition("/")[0]
             target = self.folder / source.rpartition("/")[2]
             partial = target.with_name(target.name + PARTIAL)
@@ -117,8 +137,16 @@ class Checkpoints:
             partial.rename(target)
 
 
-def copy_out(folder: Path, url: str, keep: int) -> None:
-    """Copy a checkpoint; the file WHOLE is written last. Older ones beyond `keep` are deleted there."""
+def uploaded(files: AbstractFileSystem, root: str) -> list[str]:
+    """The files WHOLE of the checkpoints there, oldest first."""
+    return sorted(files.glob(f"{root}/step-*/{WHOLE}"))
+
+
+def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
+    """Copy a checkpoint; the file WHOLE, which names the owner, is written last.
+
+    Deleted there are earlier ones beyond `keep`, and later ones: training goes on from this one, and they are of another past.
+    """
     files, root = url_to_fs(url)
     target = f"{root}/{folder.name}"
     if files.exists(target):
@@ -128,9 +156,12 @@ def copy_out(folder: Path, url: str, keep: int) -> None:
         remote = f"{target}/{file.relative_to(folder).as_posix()}"
         files.makedirs(remote.rpartition("/")[0], exist_ok=True)
         files.put_file(str(file), remote)
-    files.touch(f"{target}/{WHOLE}")
-    for old in sorted(files.glob(f"{root}/step-*/{WHOLE}"))[:-keep]:
-        files.rm(old.rpartition("/")[0], recursive=True)
+    files.pipe_file(f"{target}/{WHOLE}", owner.encode())
+    steps = [whole.rpartition("/")[0] for whole in uploaded(files, root)]
+    kept = [step for step in steps if step.rpartition("/")[2] <= folder.name][-keep:]
+    for other in steps:
+        if other not in kept:
+            files.rm(other, recursive=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
