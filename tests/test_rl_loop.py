@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,7 +106,8 @@ class Update:
 
     def save(self, folder: Path) -> None:
         self.world.tick(learner=True)
-        folder.write_text(str(self.value))
+        folder.mkdir(exist_ok=True)
+        (folder / "value").write_text(str(self.value))
 
     def save_state(self, folder: Path) -> None:
         self.world.tick(learner=True)
@@ -165,10 +167,11 @@ def no_engines(monkeypatch):
     monkeypatch.setattr(rl, "validate", lambda session, problems, step, say: {"final": float(step), "delta": 0.0})
 
 
-def play(folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2) -> Update:
+def play(folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2, upload: str = "") -> Update:
     (folder / "checkpoints").mkdir(exist_ok=True)
     overrides = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", f"rl.ahead={ahead}"]
-    session = Session(load_config(None, [*overrides, f"learner.retries={retries}"]), folder, world, seed)
+    overrides += [f"learner.retries={retries}", f"learner.upload={upload}"]
+    session = Session(load_config(None, overrides), folder, world, seed)
     update = Update(world)
     with pytest.MonkeyPatch.context() as patch:
         # A checkpoint whose files are written and that has not got its name yet is a moment too.
@@ -184,6 +187,10 @@ def killed(folder: Path, ahead: int, moment: int, seed: int = 0) -> bool:
     child.join(60)
     assert child.exitcode in (0, -signal.SIGKILL)
     return child.exitcode != 0
+
+
+def kept(folder: Path) -> str:
+    return (folder / "checkpoints" / "rl" / "value").read_text()
 
 
 def trained(folder: Path) -> list[int]:
@@ -206,7 +213,7 @@ def test_a_run_killed_at_any_moment_trains_every_prompt_once_and_ends_where_one_
         assert trained(folder) == trained(alone)
         steps = [record["step"] for record in read_lines(folder / "metrics.jsonl") if record["phase"] == "rl"]
         assert steps == list(range(STEPS))
-        assert (folder / "checkpoints" / "rl").read_text() == (alone / "checkpoints" / "rl").read_text()
+        assert kept(folder) == kept(alone)
 
 
 @settings(max_examples=25)
@@ -243,6 +250,36 @@ def test_a_loss_with_bound_zero_ends_where_an_undisturbed_run_does(tmp_path_fact
     value, moments = whole(tmp_path_factory.mktemp("alone"))
     for moment in moments[8:40:3]:
         assert play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment}))).value == value
+
+
+def test_a_run_whose_disk_was_lost_after_its_end_has_its_last_step_and_best_policy_from_the_upload(tmp_path, monkeypatch):
+    def slow_copy(*arguments) -> None:
+        time.sleep(0.1)  # so that steps end while one is on its way
+        copy_out(*arguments)
+
+    copy_out = checkpoint.copy_out
+    monkeypatch.setattr(checkpoint, "copy_out", slow_copy)
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (play(folder, 0, World(), upload=f"file://{tmp_path}/far") for folder in folders)
+    assert second.value == first.value and kept(folders[1]) == kept(folders[0])
+    assert trained(folders[1]) == [] and len(trained(folders[0])) == STEPS * PROMPTS
+
+
+def test_an_upload_that_fails_ends_the_run_even_if_it_was_the_last(tmp_path, monkeypatch):
+    copy_out, calls = checkpoint.copy_out, []
+
+    def full(folder: Path, *arguments) -> None:
+        if folder.name == f"step-{STEPS:08d}":
+            calls.append(folder)
+            raise OSError("no space left")
+        copy_out(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "copy_out", full)
+    with pytest.raises(OSError, match="no space left"):
+        play(tmp_path, 0, World(), upload=f"file://{tmp_path}/far")
+    assert len(calls) == 1
 
 
 def test_the_ledger_calls_a_prompt_trained_only_if_the_update_trained_one_of_its_trajectories(tmp_path):

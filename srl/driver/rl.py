@@ -43,7 +43,7 @@ def train_policy(session: Session, problems: list[Problem], validation: list[Pro
 
 
 def train(training: "Training") -> None:
-    """All steps, from the last checkpoint on if there is one.
+    """All steps, from the last checkpoint on if there is one; with `learner.upload`, until the last one has been copied too.
 
     Raises RuntimeError when learners die more than `learner.retries` times.
     """
@@ -62,6 +62,7 @@ def train(training: "Training") -> None:
                 raise RuntimeError(f"learner.retries={retries}: {error}") from error
             training.say(f"step {training.step + 1}: {error}; going on from the last checkpoint")
             prepare = training.recover
+    training.store.close()
     best = training.selection
     training.say(f"kept: step {best.best_step}, final {best.best[0]:.1f}")
 

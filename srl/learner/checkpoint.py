@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from srl.config import ConfigError
 
 PARTIAL = ".partial"
 WHOLE = "whole"  # the file that says that an upload ended
-UPLOAD_S = 3600.0  # longest wait for an upload that a deletion has to wait for
+UPLOAD_S = 3600.0  # longest wait for one checkpoint to be copied away
 
 
 def write_part(folder: Path, rank: int, tensors: dict[str, torch.Tensor], steps: int, generator: torch.Tensor) -> None:
@@ -98,15 +98,34 @@ class Checkpoints:
             self._send(self.path(step))
         for old in self.steps()[: -self.keep]:
             if self.sending and self.sending[0] == self.path(old):
-                self.sending[1].result(UPLOAD_S)
+                self._sent()
             shutil.rmtree(self.path(old))
+
+    def close(self) -> None:
+        """Return when the newest checkpoint has been copied away too; raises what copying raised."""
+        if not (self.upload and self.steps()):
+            return
+        newest = self.path(self.steps()[-1])
+        if self.sending:
+            self._sent()
+        if not self.sending or self.sending[0] != newest:
+            self._send(newest)
+            self._sent()
 
     def _send(self, folder: Path) -> None:
         if self.sending:
             if not self.sending[1].done():
                 return
-            self.sending[1].result()
+            self._sent()
         self.sending = folder, self.thread.submit(copy_out, folder, self.upload, self.keep, self.owner)
+
+    def _sent(self) -> None:
+        """Wait for the upload that is under way; raises what it raised, and TimeoutError after `UPLOAD_S`."""
+        folder, copying = self.sending
+        wait([copying], UPLOAD_S)
+        if not copying.done():
+            raise TimeoutError(f"learner.upload: {folder.name} was not copied to {self.upload} in {UPLOAD_S:g} s")
+        copying.result()
 
     def check_upload(self) -> None:
         """Raises ConfigError when another training's checkpoints are there."""
