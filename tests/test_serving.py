@@ -1,11 +1,12 @@
-"""Conversation and endpoint in front of a made-up vLLM server; one test with the real one."""
+"""Conversation and endpoint in front of a made-up vLLM server, and the two commands with the real one."""
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,8 +17,9 @@ from srl.config import Config
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.serving.app import create_app
-from srl.serving.backend import Sample, complete, vllm_server
+from srl.serving.backend import Sample, complete, free_port, vllm_server
 from srl.serving.conversation import converse, kind_at_end, turns_of
+from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import StopReason, Trajectory, TurnKind
 
 QUESTION = "Start at 47: (1) +38 = ?"
@@ -205,3 +207,58 @@ time.sleep(600)
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the child lives on"
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `python -m srl.main serve` with the embedded model, which is asked for its verdicts."""
+    port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
+    line = [sys.executable, "-m", "srl.main", "serve", "--model", "embedded", "--protocol", "prompted", "--port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 240
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                break
+        except httpx.TransportError:
+            time.sleep(0.5)
+    yield f"http://127.0.0.1:{port}/v1"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (0, 130), log.read_text()
+
+
+def ask(url: str, problem: Problem, **more) -> dict:
+    body = {"messages": [{"role": "user", "content": problem.question}], **more}
+    return httpx.post(f"{url}/chat/completions", json=body, timeout=120).raise_for_status().json()
+
+
+@pytest.mark.long
+def test_serve_holds_whole_conversations_on_the_real_vllm(served: str):
+    """Greedy answers to ten problems: some are verified at once, others are found wrong and written again."""
+    messages = [ask(served, problem)["choices"][0]["message"] for problem in chain_problems("test", 10, 3, 4, 4)]
+    kinds = {tuple(turn["kind"] for turn in message["turns"]) for message in messages}
+    verified = ("attempt", "instruction", "verdict")
+    assert kinds == {verified, (*verified, "instruction", "revision")}
+    for message in messages:
+        turns, answers = message["turns"], [turn for turn in message["turns"] if "answer" in turn]
+        assert message["stop_reason"] == ("verified" if len(turns) == 3 else "rounds")
+        assert turns[2]["verdict"] == ("correct" if len(turns) == 3 else "wrong")
+        assert message["final_answer"] == answers[-1]["answer"] and message["content"] == answers[-1]["text"]
+        assert f"boxed{{{message['final_answer']}}}" in message["content"]
+
+
+@pytest.mark.long
+def test_a_streamed_conversation_is_the_one_that_is_returned_whole(served: str):
+    problem = chain_problems("test", 10, 3, 4, 4)[0]
+    whole = ask(served, problem, temperature=1.0, seed=5)
+    assert ask(served, problem, temperature=1.0, seed=5)["choices"] == whole["choices"]
+    body = {"messages": [{"role": "user", "content": problem.question}], "temperature": 1.0, "seed": 5, "stream": True}
+    text = httpx.post(f"{served}/chat/completions", json=body, timeout=120).text
+    *chunks, done = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+    message = whole["choices"][0]["message"]
+    assert done == "[DONE]" and all(deltas[-1][name] == message[name] for name in ("turns", "final_answer", "stop_reason"))
+    attempt = "".join(delta["content"] for delta in deltas if delta.get("kind") == "attempt")
+    assert attempt.strip() == message["turns"][0]["text"]

@@ -130,10 +130,11 @@ class RunDirectory:
         rows = [old for old in self.rows() if (old["method"], old["benchmark"]) != key]
         write_text(self.file("results.json"), json.dumps({"schema": 1, "rows": [*rows, row]}, indent=1))
         file = self.file("trajectories.jsonl")
-        old_lines = file.read_text().splitlines() if file.exists() else []
-        kept = [line for line in old_lines if (record := json.loads(line)) and (record["method"], record["benchmark"]) != key]
-        new = [json.dumps({"method": row["method"], "benchmark": row["benchmark"], **record}) for record in trajectories]
-        write_text(file, "".join(line + "\n" for line in [*kept, *new]))
+        own = {"method": row["method"], "benchmark": row["benchmark"]}
+        begin = json.dumps(own)[:-1] + ","  # as every line of theirs does
+        old = file.read_text().splitlines() if file.exists() else []
+        new = [json.dumps(own | record) for record in trajectories]
+        write_text(file, "".join(line + "\n" for line in [*(line for line in old if not line.startswith(begin)), *new]))
 
     def rows(self) -> list[dict[str, Any]]:
         file = self.file("results.json")
