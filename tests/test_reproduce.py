@@ -135,6 +135,14 @@ def test_several_seeds_are_several_main_runs_and_become_mean_and_range(calls, tm
     assert {call[0] for call in trained(calls)} >= {"main-0", "main-2", "main-0-raft", "main-2-ppo"}
 
 
+def test_what_is_not_trained_stays_empty_where_nothing_is_to_be_trained(calls, tmp_path: Path):
+    finished(tmp_path, "assemble", "sft")
+    text = reproduce.reproduce([4, 5], [1, 2], [configure_in(tmp_path)], train=False)
+    assert trained(calls) == [] and "| IFT + PPO | - | - | 98.6 | 47.6 |" in text and "| prompt with external ORM | - |" in text
+    assert "| self-rewarding IFT | 90.0 | - | 93.0 | 47.7 |" in text and "- not measured: RAFT helps" in text
+    assert "Figure 1: not trained" in text and "| 1 | 60.0 |" in text
+
+
 def test_misled_answers_give_the_share_that_gives_in(calls, tmp_path: Path):
     text = one(tmp_path, 8)
     line = next(line for line in text.splitlines() if line.startswith("| balanced |"))

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--table", type=int, action="append", default=[], choices=sorted(TABLES), help="may be repeated")
     add("--figure", type=int, action="append", default=[], choices=FIGURES, help="may be repeated")
     add("--all", action="store_true", help="every table and figure")
+    add("--as-is", action="store_true", help="train nothing: rows whose run is not finished stay empty")
     add("--seeds", type=numbers, default=[], metavar="0,1,2", help="runs NAME-0, NAME-1, ...; shown as mean and range")
 
 
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
         return load_config(options.config or "tiny.yaml", [*options.overrides, *own, *more])
 
     mains = [[f"name={config.run.name}-{seed}", f"seed={seed}"] for seed in options.seeds] or [[]]
-    text = reproduce(tables, figures, [functools.partial(configure, own) for own in mains])
+    text = reproduce(tables, figures, [functools.partial(configure, own) for own in mains], not options.as_is)
     print(f"\n{text}\n")
     path = RunDirectory.locate(config)
     write_text(path.with_name(f"{path.name}-reproduce.md") if options.seeds else path / "reproduce.md", text + "\n")

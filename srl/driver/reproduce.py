@@ -22,28 +22,33 @@ Configure = Callable[[list[str]], Config]
 
 @dataclass
 class Plan:
-    """A main run and the variants beside it: commands that each lacks, by the variant's name, and what is asked of the models."""
+    """A main run and the variants beside it: commands that each lacks, by the variant's name, and what is asked of the models.
+
+    `there` are those that can be asked; `judge` is the folder of the reward model, if one is asked.
+    """
 
     main: Config
     trainings: dict[str, tuple[Config, list[str]]]
+    there: set[str]
     asked: list[Asked]
-    judge: str = ""
+    judge: str
     rows: dict[Asked, dict[str, Any]] = field(default_factory=dict)
 
 
-def reproduce(tables: Sequence[int], figures: Sequence[int], configures: Sequence[Configure]) -> str:
+def reproduce(tables: Sequence[int], figures: Sequence[int], configures: Sequence[Configure], train: bool = True) -> str:
     """Markdown of these tables and figures, over one main run for each of `configures` and the variants beside it.
 
     Each run is trained once for everything that is shown, and all models of a main run's variants are asked in one engine.
-    Raises ConfigError for fresh=true.
+    Without `train` rows whose run is not finished stay empty. Raises ConfigError for fresh=true.
     """
-    plans = [plan(tables, figures, configure, alone=len(configures) == 1) for configure in configures]
+    plans = [plan(tables, figures, configure, len(configures) == 1, train) for configure in configures]
     total, number, started = sum(len(one.trainings) + 1 for one in plans), 0, time.monotonic()
     for one in plans:
         for config, commands in one.trainings.values():
             number += 1
-            tell(f"[{number}/{total}] {config.run.name}", f"trains: {', '.join(commands)}" if commands else "is there", started)
-            if commands:
+            what = f"{'trains' if train else 'lacks'}: {', '.join(commands)}" if commands else "is there"
+            tell(f"[{number}/{total}] {config.run.name}", what, started)
+            if commands and train:
                 run_phases(config, *commands)
         number += 1
         tell(f"[{number}/{total}] {one.main.run.name}", f"measures {len(one.asked)} rows", started)
@@ -57,23 +62,31 @@ def tell(title: str, what: str, started: float) -> None:
     say(f"\n=== {title}: {what} ({(time.monotonic() - started) / 60:.0f} min so far)")
 
 
-def plan(tables: Sequence[int], figures: Sequence[int], configure: Configure, alone: bool) -> Plan:
+def plan(tables: Sequence[int], figures: Sequence[int], configure: Configure, alone: bool, train: bool) -> Plan:
     """Every run that is needed, in an order in which each finds what it needs of the others, and every question."""
     main = configure([])
     if main.run.fresh:
         raise ConfigError(f"reproduce: fresh=true would delete {RunDirectory.locate(main)}")
     wanted = [(source, TABLES[number]) for number in tables for source in sources(TABLES[number])]
-    asked = [question for source, table in wanted for question in questions(source, table, main, alone)]
     judged = any(source.protocol.startswith("judged") for source, _ in wanted)
     variants = [source.variant for source, _ in wanted] + ["orm"] * judged + [FIGURE_1] * (1 in figures)
-    asked += [FIGURE_2] * (2 in figures)
     trainings = {}
     for name in in_order(variants):
         config = configure(variant_overrides(name, configure))
-        commands = VARIANTS[name].phases if name else main_commands({source for source, _ in wanted}, variants, asked)
+        commands = VARIANTS[name].phases if name else main_commands({source for source, _ in wanted}, variants, figures)
         trainings[name] = config, missing(config, commands)
-    judge = f"{RunDirectory.locate(main)}-orm/checkpoints/orm" if judged else ""
-    return Plan(main, trainings, list(dict.fromkeys(asked)), judge)
+    there = {name for name, (_, commands) in trainings.items() if train or not commands}
+    asked = [
+        question for source, table in wanted if can_be_asked(source, there) for question in questions(source, table, main, alone)
+    ]
+    asked += [FIGURE_2] * (2 in figures and "" in there)
+    judge = f"{RunDirectory.locate(main)}-orm/checkpoints/orm" if judged and "orm" in there else ""
+    return Plan(main, trainings, there, list(dict.fromkeys(asked)), judge)
+
+
+def can_be_asked(source: Source, there: set[str]) -> bool:
+    """Whether the runs that are there have the model, and the judge if it is asked."""
+    return (source.model == "base" or source.variant in there) and ("orm" in there or not source.protocol.startswith("judged"))
 
 
 def in_order(variants: Iterable[str]) -> list[str]:
@@ -85,10 +98,10 @@ def in_order(variants: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def main_commands(wanted: set[Source], variants: Sequence[str], asked: Sequence[Asked]) -> tuple[str, ...]:
+def main_commands(wanted: set[Source], variants: Sequence[str], figures: Sequence[int]) -> tuple[str, ...]:
     """What the main run has to have done for its own models, and for variants that take its samples or its IFT model."""
     models = {source.model for source in wanted if not source.variant}
-    needed = FIGURE_2 in asked or any(name and (VARIANTS[name].samples or VARIANTS[name].start) for name in variants)
+    needed = 2 in figures or any(name and (VARIANTS[name].samples or VARIANTS[name].start) for name in variants)
     if "rl" in models:
         return ("stage1", "sft", "rl")
     return ("stage1", "sft") if "ift" in models or needed else ()
@@ -96,8 +109,11 @@ def main_commands(wanted: set[Source], variants: Sequence[str], asked: Sequence[
 
 def missing(config: Config, commands: Sequence[str]) -> list[str]:
     """Those whose last phase is not done."""
-    path = RunDirectory.locate(config)
-    done = RunDirectory(config).done() if path.is_dir() else {}
+    done: dict[str, float] = {}
+    if RunDirectory.locate(config).is_dir():
+        run = RunDirectory(config)  # refuses another configuration's
+        done = run.done()
+        run.close()
     return [name for name in commands if {"stage1": "assemble"}.get(name, name) not in done]
 
 
@@ -145,22 +161,25 @@ def first_benchmark(config: Config) -> str:
 def shown(table: Table, plans: Sequence[Plan]) -> str:
     """The table from the rows of all its runs and seeds."""
     found = [[row for one in plans for row in rows_of(line.source, table, one, len(plans) == 1)] for line in table.rows]
-    return side_by_side(table, found, found[0][0]["benchmark"])
+    return side_by_side(table, found, first_benchmark(plans[0].main))
 
 
 def rows_of(source: Source, table: Table, plan: Plan, alone: bool) -> list[dict[str, Any]]:
-    rows = [plan.rows[asked] for asked in questions(source, table, plan.main, alone)]
+    """Empty ones where nothing was asked."""
+    rows = [plan.rows.get(asked, {}) for asked in questions(source, table, plan.main, alone)]
     if misled(source) not in sources(table):
         return rows
     # Of the answers that were right and told wrong, how many became wrong: 100 - CL.
-    told = [plan.rows[asked]["cl"] for asked in questions(misled(source), table, plan.main, alone)]
+    told = [plan.rows.get(asked, {}).get("cl") for asked in questions(misled(source), table, plan.main, alone)]
     return [row | {"p_c2i": None if cl is None else 100 - cl} for row, cl in zip(rows, told, strict=True)]
 
 
 def figure(number: int, plans: Sequence[Plan]) -> str:
     if number == 2:
-        return figure_2([one.rows[FIGURE_2] for one in plans])
-    return figure_1([validations(RunDirectory.locate(one.trainings[FIGURE_1][0])) for one in plans])
+        rows = [one.rows[FIGURE_2] for one in plans if FIGURE_2 in one.rows]
+        return figure_2(rows) if rows else "Figure 2: not measured"
+    runs = [RunDirectory.locate(one.trainings[FIGURE_1][0]) for one in plans if FIGURE_1 in one.there]
+    return figure_1([validations(path) for path in runs]) if runs else "Figure 1: not trained"
 
 
 def validations(path: Path) -> dict[int, dict[str, Any]]:
