@@ -175,6 +175,14 @@ with RunDirectory(Config(run=RunConfig(directory=sys.argv[1]))).alone():
 """
 
 
+def test_starting_over_deletes_nothing_but_a_run(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "thesis.tex").write_text("years")
+    with pytest.raises(ConfigError, match=r"run\.fresh: .*tiny holds no run"):
+        RunDirectory(Config(run=RunConfig(directory=str(tmp_path), fresh=True)))
+    assert (tmp_path / "tiny" / "thesis.tex").exists()
+
+
 def test_one_process_at_a_time_works_in_a_run_directory(run: RunDirectory):
     settings = RunConfig(directory=str(run.path.parent))
     other = subprocess.Popen([sys.executable, "-c", HOLD, settings.directory], stdout=subprocess.PIPE, text=True)

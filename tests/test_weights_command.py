@@ -56,6 +56,18 @@ def test_a_checkpoint_becomes_a_model_that_says_what_the_policy_said(tmp_path, r
     assert load_tokenizer(str(tmp_path / "4")).chat_template
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_at_the_target_is_never_replaced(tmp_path, capsys, kind):
+    precious = tmp_path / "mine" if kind == "file" else tmp_path / "mine" / "other-model"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("precious")
+    settings = [f"run.directory={tmp_path}", "rl.start=base"]
+    checkpoints(load_config(None, []), tmp_path / "tiny").save(5, {}, lambda folder: None)
+    assert main(["weights", "--to", str(tmp_path / "mine"), *settings]) == 2
+    assert "mine: is there and not empty" in capsys.readouterr().err
+    assert precious.read_text() == "precious"
+
+
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys):
     settings = [f"run.directory={tmp_path}", "rl.start=base", "--to", str(tmp_path / "model")]
     assert main(["weights", *settings]) == 2

@@ -17,6 +17,9 @@ def run(options: argparse.Namespace, config: Config) -> None:
     from srl.learner.export import export_checkpoint
     from srl.observe.run_directory import RunDirectory
 
+    target = Path(options.to)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--to {target}: is there and not empty; name a new folder")
     path = RunDirectory.locate(config)
     store = checkpoints(config, path)
     newest = store.latest()
@@ -25,5 +28,5 @@ def run(options: argparse.Namespace, config: Config) -> None:
         have = f"there are those of steps {', '.join(map(str, there))}" if there else "stage 2 keeps them while it runs"
         raise ConfigError(f"{store.folder}: no such checkpoint; {have}")
     step = options.step if options.step is not None else there[-1]
-    export_checkpoint(store.path(step) / "policy", start_folder(config, path), config, Path(options.to))
-    print(f"{options.to}: the policy after {step} steps")
+    export_checkpoint(store.path(step) / "policy", start_folder(config, path), config, target)
+    print(f"{target}: the policy after {step} steps")

@@ -57,16 +57,19 @@ class RunDirectory:
     def __init__(self, config: Config):
         """Create or continue the directory. Raises ConfigError for another configuration's directory or a full disk."""
         self.path = self.locate(config)
-        if config.run.fresh and self.path.exists():
+        if config.run.fresh and self.path.exists() and any(self.path.iterdir()):
+            if not (self.path / "config.yaml").exists():
+                raise ConfigError(f"run.fresh: {self.path} holds no run (no config.yaml), so it is not deleted")
             with self.alone():
                 shutil.rmtree(self.path)
         settings = identity(config)
         if (self.path / "config.yaml").exists():
             refuse_other(self.path, settings)
         check_disk(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         for folder in ("stage1/samples", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self.scalars = Scalars(self.path / "tensorboard")
         self.current, self.step, self.moved = "start", 0, time.monotonic()
         self.listeners: list[Callable[[str, int, Mapping[str, Any]], None]] = []
