@@ -6,13 +6,11 @@ from srl.config import ConfigError, load_config
 from srl.learner.batch import weighted_example
 from srl.pipelines.assemble import (
     check_tokenizer,
-    check_weights,
     load_demonstrations,
-    messages,
-    render,
     split_of,
     write_demonstrations,
 )
+from srl.pipelines.render import check_weights, messages, reads_as_made, render
 from srl.pipelines.samples import write_block
 from srl.protocols.action import Sampled
 from srl.protocols.chat import Chat
@@ -142,6 +140,28 @@ def test_the_same_as_a_conversation_with_weighted_pieces(chat):
 
 def test_verdicts_of_a_rendered_path_are_typed(chat):
     assert [turn.verdict for turn in render("D1", path("D1", chat), config(), chat).turns] == [None, Verdict.WRONG, None]
+
+
+@pytest.mark.parametrize("name", ["D1", "D3"])
+def test_what_a_verdict_says_after_its_marker_is_cut(chat, name):
+    rows, clean = path(name, chat), render(name, path(name, chat), config(), chat)
+    chatter = " The answer is \\boxed{5}"
+    rows[1] |= {"text": rows[1]["text"] + chatter, "token_ids": rows[1]["token_ids"][:-1] + ids_of(chat, chatter) + [chat.end_id]}
+    assert render(name, rows, config(), chat) == clean
+
+
+@pytest.mark.parametrize("protocol", ["long_chain", "two_turn"])
+@pytest.mark.parametrize("name", ["D1", "D2", "D3"])
+def test_demonstrations_read_as_they_were_made(chat, name, protocol):
+    assert reads_as_made(render(name, path(name, chat), config(protocol), chat), chat, "verify")
+
+
+def test_a_demonstration_whose_attempt_would_be_read_to_its_first_box_only_is_not_used(chat):
+    # Graded by its last box; in one message with a verdict the answer ends with the line of the first.
+    rows = path("D3", chat)
+    text = f"{SLIP}\n{RIGHT}"
+    rows[0] |= {"text": text, "token_ids": [*ids_of(chat, text), chat.end_id]}
+    assert not reads_as_made(render("D3", rows, config(), chat), chat, "verify")
 
 
 # --- files

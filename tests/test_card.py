@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from srl.pipelines.assemble import messages, render
 from srl.pipelines.card import add, bucket, card_text, data_card, difficulty_of, problem_statistics
+from srl.pipelines.render import messages, render
 from tests.demonstration_rows import RIGHT, SLIP, config, family, path
 
 SAMPLED = family(0, False, ["wrong", "correct", None], [True, False]) + family(1, True, ["correct", "correct"], [])

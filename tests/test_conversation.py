@@ -8,8 +8,9 @@ import pytest
 
 from srl.config import ConfigError, load_config
 from srl.learner.batch import weighted_example
-from srl.pipelines.assemble import load_demonstrations, messages, render, write_demonstrations
+from srl.pipelines.assemble import load_demonstrations, write_demonstrations
 from srl.pipelines.conversation import demonstration, export, import_records, record
+from srl.pipelines.render import messages, render
 from srl.protocols.chat import Chat
 from srl.tasks.chains import question
 from tests.demonstration_rows import CHAIN, RIGHT, SAYS_WRONG, SLIP, config, path

@@ -46,6 +46,7 @@ def test_a_verdict_is_read_in_each_of_its_spellings(grammar: str, text: str, ver
         ("verify", "[VERIFY] wrongly said"),  # another word
         ("verify", "[VERIFY] correct [VERIFY] wrong"),  # two markers
         ("verify", "[VERIFY] wrong [VERIFY] wrong"),  # two markers that agree are still not one
+        ("verify", "I will end with [VERIFY]. 7 + 8 is 15. [VERIFY] wrong"),  # two markers, one of them without a word
         ("verify", f"{ASK} Yes"),  # the other grammar
         ("yes_no", "[VERIFY] correct"),
         ("yes_no", "Yes"),

@@ -32,9 +32,10 @@ from srl.pipelines.card import (
     problem_statistics,
 )
 from srl.pipelines.classes import Candidate, Row, candidates
+from srl.pipelines.render import messages, reads_as_made, render
 from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat, model_folder
-from srl.trajectory import Outcome, Trajectory, Turn, TurnKind, Verdict
+from srl.trajectory import Trajectory
 
 SCHEMA = pa.schema(
     [
@@ -134,67 +135,6 @@ def counts_to_keep(found: dict[str, int], stage1: Stage1Config) -> dict[str, int
     return {"D1": round(total * (1 - share)), "D2": c2c, "D3": round(total * share) - c2c}
 
 
-def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajectory:
-    """The sampled pieces joined token by token as the trained model is to write them.
-
-    `long_chain`: one message, pieces separated by `prompts.joiner`. `two_turn`: attempt and verdict in one message, then the
-    user's instruction, then the revision. `raft`, `raft_plus`: attempt, the instruction to try again, revision. The token that
-    the model must write to go on belongs to the piece it leads to. Raises ValueError if anything but a verdict or a right
-    answer would be trained.
-    """
-    without_verdict = config.stage1.recipe != "ift"
-    weights = {"D1": (0.0, 1.0, 1.0), "D2": (0.0, 0.0, 1.0), "D3": (float(config.stage1.train_correct_attempts), 1.0)}[name]
-    trajectory = Trajectory(f"{path[-1]['id']}/{name}", path[0]["prompt_id"], path[0]["question"], path[0]["gold"], [])
-    trajectory.prompt_token_ids = chat.opening(trajectory.question)
-    two_turn = without_verdict or config.protocol.form == "_two_turn"
-    said = config.prompts.reask if without_verdict else config.prompts.revise
-    steps = [(row, weight) for row, weight in zip(path, weights, strict=True) if not (without_verdict and row["verdict"])]
-    for index, (row, weight) in enumerate(steps):
-        is_revision, is_last = row["kind"] == TurnKind.REVISION, index == len(steps) - 1
-        ids = [token for token in row["token_ids"] if token not in chat.stop_ids]
-        if two_turn and is_revision:
-            trajectory.turns.append(Turn(TurnKind.INSTRUCTION, chat.instruction(said, chat.end_id), said))
-        elif index > 0:
-            ids = chat.joiner() + ids
-        if is_last or (two_turn and steps[index + 1][0]["kind"] == TurnKind.REVISION):
-            ids = [*ids, chat.end_id]
-        verdict = row["verdict"] and Verdict(row["verdict"])
-        outcome = row["outcome"] and Outcome(row["outcome"])
-        turn = Turn(TurnKind(row["kind"]), ids, row["text"], answer=row["answer"], verdict=verdict, loss_weight=weight)
-        turn.outcome = outcome
-        trajectory.turns.append(turn)
-    check_weights(trajectory)
-    return trajectory
-
-
-def check_weights(trajectory: Trajectory) -> None:
-    """Raise ValueError for a trained turn that nobody should learn: an instruction, a wrong answer, a verdict that is wrong."""
-    right: bool | None = None
-    for turn in trajectory.turns:
-        if turn.kind in (TurnKind.ATTEMPT, TurnKind.REVISION):
-            right = turn.outcome is Outcome.CORRECT
-        agrees = turn.kind is TurnKind.VERDICT and turn.verdict is (Verdict.CORRECT if right else Verdict.WRONG)
-        learnable = agrees if turn.kind is TurnKind.VERDICT else turn.kind is not TurnKind.INSTRUCTION and right
-        if turn.loss_weight > 0 and not learnable:
-            raise ValueError(f"demonstration {trajectory.id}: its {turn.kind} must not be trained, has weight {turn.loss_weight}")
-
-
-def messages(trajectory: Trajectory, chat: Chat) -> list[dict[str, Any]]:
-    """The conversation as text: what the system and the user said, and the answers in weighted pieces, the end token left out."""
-    said = [("system", chat.prompts.system)] if chat.prompts.system else []
-    said.append(("user", chat.prompts.question.replace("{question}", trajectory.question)))
-    conversation = [{"role": role, "pieces": [{"kind": "", "text": text, "weight": 0.0}]} for role, text in said]
-    for turn in trajectory.turns:
-        if turn.kind is TurnKind.INSTRUCTION:
-            conversation.append({"role": "user", "pieces": [{"kind": turn.kind.value, "text": turn.text, "weight": 0.0}]})
-            continue
-        if conversation[-1]["role"] == "user":
-            conversation.append({"role": "assistant", "pieces": []})
-        piece = {"kind": turn.kind.value, "text": chat.decode(turn.token_ids), "weight": turn.loss_weight}
-        conversation[-1]["pieces"].append(piece)
-    return conversation
-
-
 class Assembler:
     """Ray Data's actor: all candidates of one file of samples to a file of demonstrations, and what there is to say of them."""
 
@@ -212,20 +152,22 @@ class Assembler:
                 dropped += reasons
                 add(statistics, problem_statistics(rows))
                 difficulty.append(difficulty_of(rows))
-                found = [self.demonstration(*candidate) for candidate in chosen]
+                made = [render(*candidate, self.config, self.chat) for candidate in chosen]
+                readable = [one for one in made if reads_as_made(one, self.chat, self.config.protocol.grammar)]
+                dropped["read otherwise than sampled"] += len(made) - len(readable)
+                found = [self.demonstration(trajectory) for trajectory in readable]
                 fitting = [row for row in found if len(row["token_ids"]) <= self.config.model.max_length]
                 dropped["longer than model.max_length"] += len(found) - len(fitting)
                 if fitting:
                     writer.write_table(pa.Table.from_pylist(fitting, schema=SCHEMA))
         return {"found": json.dumps({"dropped": dropped, "statistics": statistics, "difficulty": difficulty})}
 
-    def demonstration(self, name: str, path: Sequence[Row]) -> Row:
-        trajectory = render(name, path, self.config, self.chat)
+    def demonstration(self, trajectory: Trajectory) -> Row:
         example = weighted_example(trajectory)
         return {
             "id": trajectory.id,
             "prompt_id": trajectory.prompt_id,
-            "class": name,
+            "class": trajectory.id.rpartition("/")[2],
             "text": self.chat.decode(example.token_ids),
             "token_ids": example.token_ids,
             "weights": example.weights,

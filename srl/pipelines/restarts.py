@@ -38,8 +38,11 @@ def verification_groups(trajectories: Sequence[Trajectory], count: int, members:
 
 
 def restart_groups(trajectories: Sequence[Trajectory], count: int, members: int) -> list[Trajectory]:
-    """Satori: go on after a right or a wrong attempt, from prompts that have both."""
-    mixed = mixed_groups(trajectories)
+    """Satori: go on after a right or a wrong attempt, from prompts that have both.
+
+    Only after attempts that a verdict followed: the others end with their message, and nothing is to be written after its end.
+    """
+    mixed = [trajectory for trajectory in mixed_groups(trajectories) if trajectory.verdicts()]
     return [t for attempt in balanced_attempts(mixed, count) for t in from_attempt(attempt, "restart", members)]
 
 

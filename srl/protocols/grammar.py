@@ -22,6 +22,7 @@ SPOKEN = {
         Verdict.WRONG: "Is my most recent final answer correct (Yes or No)? No",
     },
 }
+MARKERS = {"verify": re.compile(r"\[VERIFY\]", re.IGNORECASE), "yes_no": re.compile(QUESTION, re.IGNORECASE)}
 POSITIVE = {"correct", "yes"}
 
 
@@ -45,10 +46,15 @@ def spoken(verdict: Verdict, grammar: str) -> str:
     return SPOKEN[grammar][verdict]
 
 
-def only_verdict(text: str, grammar: str) -> Verdict | None:
-    """The verdict of a self-evaluation; None unless there is exactly one (paper, section 3.1)."""
+def only_match(text: str, grammar: str) -> re.Match[str] | None:
+    """The verdict in a self-evaluation; None unless there is exactly one marker and it has a word (paper, section 3.1)."""
     matches = list(GRAMMARS[grammar].finditer(text))
-    return verdict_of(matches[0]) if len(matches) == 1 else None
+    return matches[0] if len(matches) == 1 and len(MARKERS[grammar].findall(text)) == 1 else None
+
+
+def only_verdict(text: str, grammar: str) -> Verdict | None:
+    match = only_match(text, grammar)
+    return match and verdict_of(match)
 
 
 def cut_chain(text: str, grammar: str) -> list[Segment]:
