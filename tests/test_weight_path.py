@@ -12,7 +12,7 @@ import pytest
 
 from srl.config import Config, load_config
 from srl.driver.session import Session, connect
-from srl.learner.batch import policy_example
+from srl.learner.batch import Example, policy_example
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import sft_loss
 from srl.observe.run_directory import RunDirectory
@@ -82,6 +82,17 @@ def test_in_bfloat16_learner_and_engine_agree_to_a_hundredth_on_average_before_a
         assert mean(gaps(after, learners)) < 0.01
         assert {turn.weight_version for t in after for turn in t.turns if turn.sampled} == {version}
     own.stop_engines()
+    learners.close()
+
+
+@pytest.mark.long
+def test_in_bfloat16_gradients_of_many_micro_batches_add_up(session: Session):
+    # A bfloat16 sum of equal numbers stops growing after 256 of them. The mean over equal examples is the gradient of one.
+    config = load_config(None, ["model.dtype=bfloat16", "learner.threads=1", "learner.cpus=0.5", "learner.micro_batch_tokens=8"])
+    learners = LearnerGroup(config, session.base, None, 0.0, 1e9)
+    same = [Example(str(n), [5, 9, 17, 9, 23, 9, 5, 41], [0.0] + [1.0] * 7) for n in range(600)]
+    norms = [learners.train(examples, sft_loss, 0.0)["gradient_norm"] for examples in (same[:1], same)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
     learners.close()
 
 

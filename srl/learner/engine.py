@@ -214,8 +214,11 @@ def frozen(module: nn.Module, config: Config, device: torch.device) -> nn.Module
 
 
 def zero_stage(config: Config) -> int:
-    """Bfloat16 needs float32 masters, which DeepSpeed's ZeRO optimizers hold: with one rank stage 1 shards nothing."""
-    return max(config.learner.zero_stage, int(config.model.dtype == "bfloat16"))
+    """Bfloat16 needs float32 masters and gradients summed in float32, which stages 2 and 3 hold (1 has an optimizer of its own).
+
+    With one rank stage 2 shards nothing.
+    """
+    return max(config.learner.zero_stage, 2) if config.model.dtype == "bfloat16" else config.learner.zero_stage
 
 
 def deepspeed_config(config: Config, weight_decay: float, clip: float) -> dict:
@@ -232,6 +235,8 @@ def deepspeed_config(config: Config, weight_decay: float, clip: float) -> dict:
         "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": clip,
         "bf16": {"enabled": bfloat16},
+        # Micro-batches are summed in it. In bfloat16 a sum of 256 equal gradients stays what it is when the next one is added.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
