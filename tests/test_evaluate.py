@@ -217,7 +217,10 @@ def test_names_of_methods_say_what_differs_from_the_rows_of_the_run(tmp_path: Pa
 
     assert named("base", "prompted") == "base" and named("base", "intrinsic") == "intrinsic"
     assert named("rl", "long_chain") == "rl" and named("rl", "intrinsic") == "rl, intrinsic"
-    assert named("/models/mine", "long_chain", temperature=0.0, samples=4) == "mine, greedy, 4 samples"
+    assert named("/models/mine", "long_chain", temperature=0.0) == "mine, greedy"
+    assert named("/models/mine", "long_chain", samples=4) == "mine, 4 samples"
+    with pytest.raises(ConfigError, match="4 samples at temperature 0 are 4 times the same"):
+        named("/models/mine", "long_chain", temperature=0.0, samples=4)
     assert named("base", "prompted", temperature=0.7, seed=3) == "base, T 0.7, seed 3"
 
 

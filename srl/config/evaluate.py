@@ -1,6 +1,6 @@
 """Evaluation."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from srl.config.section import Section
 
@@ -15,3 +15,9 @@ class EvaluateConfig(Section):
     )
     samples_kept: int = Field(200, ge=0, description="Trajectories per method and benchmark written to trajectories.jsonl.")
     bootstrap: int = Field(1000, ge=100, description="Resamples of problems for the 95 % interval.")
+
+    @model_validator(mode="after")
+    def samples_differ(self) -> "EvaluateConfig":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"evaluate.samples={self.samples} at evaluate.temperature=0 are {self.samples} times the same")
+        return self

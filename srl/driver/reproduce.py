@@ -15,7 +15,7 @@ from srl.evaluation.tables import figure_1, figure_2, side_by_side
 from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory
 
-FIGURE_2 = Asked("ift", samples=16, problems=100)
+FIGURE_2 = Asked("ift", temperature=1.0, samples=16, problems=100)
 # (overrides) -> configuration: the file, recipe and settings of the command line with these over them.
 Configure = Callable[[list[str]], Config]
 

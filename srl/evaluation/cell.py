@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srl.config import ConfigError
 from srl.trajectory import Trajectory, from_record, to_record
 
 
@@ -25,6 +26,10 @@ class Cell:
     temperature: float
     samples: int
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(f"{self.method}: {self.samples} samples at temperature 0 are {self.samples} times the same")
 
     def slug(self) -> str:
         """A folder name, readable and distinct."""
