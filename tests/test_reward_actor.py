@@ -116,7 +116,7 @@ def test_nothing_to_grade_gives_nothing(actors: list[ray.actor.ActorHandle]) -> 
 
 
 def test_the_alarm_is_one_line_and_only_above_the_share() -> None:
-    grades = {"a": Outcome.TIMEOUT, "b": Outcome.UNPARSABLE, "c": Outcome.CORRECT, "d": Outcome.NO_ANSWER}
+    grades = {Outcome.TIMEOUT: 1, Outcome.UNPARSABLE: 1, Outcome.CORRECT: 1, Outcome.NO_ANSWER: 1}
     message = share_alarm(grades, 0.25)
     assert message is not None and "2 of 4" in message and "1 timeouts, 1 unparsable" in message and "\n" not in message
     assert share_alarm(grades, 0.5) is None

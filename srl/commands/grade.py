@@ -94,6 +94,6 @@ def summarise(grades: list[Grade], alarm_share: float) -> None:
     invalid = [(number, grade.message) for number, grade in enumerate(grades, 1) if grade.outcome is None]
     if invalid:
         print(f"WARNING: {len(invalid)} golds cannot be read; the first, row {invalid[0][0]}: {invalid[0][1]}", file=sys.stderr)
-    outcomes = {str(number): grade.outcome for number, grade in enumerate(grades) if grade.outcome}
+    outcomes = Counter(grade.outcome for grade in grades if grade.outcome)
     if (alarm := share_alarm(outcomes, alarm_share)) is not None:
-        print(f"WARNING: {alarm}", file=sys.stderr)
+        print(f"ALARM: {alarm}", file=sys.stderr)

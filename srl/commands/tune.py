@@ -17,4 +17,5 @@ def run(options: argparse.Namespace, config: Config) -> None:
     from srl.observe.progress import say
 
     best = tune_sampling(config, options.temperature or TEMPERATURES, options.problems, say)["scores"][0]
-    say(f"best: stage1.temperature={best['temperature']:g} stage1.agreement={best['threshold']:g}")
+    kept = f"attempts kept of which at least {best['threshold']:.0%} of the verdicts say correct"
+    say(f"best: stage1.temperature={best['temperature']:g}, {kept}")

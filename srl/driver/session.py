@@ -3,7 +3,8 @@
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ray
@@ -11,13 +12,14 @@ import ray.data
 
 from srl.config import Config, ConfigError
 from srl.driver.resources import alive_nodes, shortage
+from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import Chat, model_folder
 from srl.reward.actor import create_reward_actors, grade_all
 from srl.reward.rules import apply_grades, grade_request, share_alarm, state_answers
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import Problem, chain_problems, load_problems
-from srl.trajectory import Trajectory
+from srl.trajectory import Outcome, Trajectory
 from srl.weights.bucket import folder_tensors
 from srl.weights.bundle import put_bundle
 
@@ -32,6 +34,7 @@ class Session:
         self._pool: RolloutPool | None = None
         self._rewards: list | None = None
         self._holds = self.base
+        self._told = ""  # phase in which the grader's alarm was said
 
     def pool(self) -> RolloutPool:
         if self._pool is None:
@@ -75,9 +78,16 @@ class Session:
             state_answers(trajectories)
         requests = [request for trajectory in trajectories for request in grade_request(trajectory)]
         grades = grade_all(self.rewards(), requests, self.config.reward.timeout_s) if requests else {}
-        if (alarm := share_alarm(grades, self.config.reward.alarm_share)) is not None:
-            print(f"WARNING: {alarm}", flush=True)
+        self.judge_grader(Counter(grades.values()))
         apply_grades(trajectories, grades)
+
+    def judge_grader(self, grades: Mapping[Outcome, int]) -> None:
+        """Say and record, once in a phase, that the grader could not judge many of these answers."""
+        alarm = share_alarm(grades, self.config.reward.alarm_share)
+        if alarm is not None and self._told != self.run.current:
+            self._told = self.run.current
+            say(f"ALARM grader: {alarm}")
+            self.run.record("alarm", self.run.step, name="grader", meaning=alarm)
 
     def stop_engines(self) -> None:
         """Free what the rollout workers hold; the next use of `pool` starts new ones."""

@@ -1,6 +1,7 @@
 """Stage 1: sequential rejection sampling, assembly, fine-tuning."""
 
 import functools
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from srl.pipelines.sample import Block, SamplingPass, sample
 from srl.pipelines.samples import sample_files
 from srl.protocols.chat import load_tokenizer, model_folder
 from srl.tasks.problems import Problem
-from srl.trajectory import TurnKind
+from srl.trajectory import Outcome, TurnKind
 
 
 def sample_demonstrations(session: Session, problems: list[Problem], progress: Callable[[int], None]) -> None:
@@ -76,6 +77,7 @@ def assemble_demonstrations(session: Session) -> dict:
     card, difficulty = assemble(session.config, samples, folder / "demonstrations.parquet")
     pq.write_table(pa.Table.from_pylist(difficulty), folder / "difficulty.parquet")
     write_card(card, folder)
+    session.judge_grader({outcome: card["counts"].get(f"attempts {outcome}", 0) for outcome in Outcome})
     return card
 
 
@@ -122,15 +124,18 @@ def fit(session: Session, what: Fit, train: list[Example], validation: list[Exam
     config, settings = session.config, session.config.sft
     session.rewards()
     learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip, what.critic)
+    lost = False
     for left in range(config.learner.retries, -1, -1):
         try:
+            if lost:
+                learners.rebuild()
             train_epochs(session, what, learners, train, validation, say)
             break
         except LearnerLost as error:
             if not left:
                 raise RuntimeError(f"learner.retries={config.learner.retries}: {error}") from error
             say(f"{error}; going on from the last checkpoint")
-            learners.rebuild()
+            lost = True
     learners.close()
 
 
@@ -161,6 +166,10 @@ def train_epochs(
             loss = learners.evaluate(validation, what.loss)
             run.record(what.phase, step, loss=metrics["loss"], validation_loss=loss, learning_rate=learning_rate)
             say(f"epoch {epoch + 1}/{settings.epochs}  {step + 1} steps  loss {metrics['loss']:.4f}  validation {loss:.4f}")
+            if not math.isfinite(loss):
+                raise RuntimeError(
+                    f"sft.learning_rate={settings.learning_rate:g}: validation loss is {loss} after {step + 1} steps"
+                )
             if loss < best:
                 best = loss
                 learners.save(run.file(f"checkpoints/{what.checkpoint}"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import ray._private.state
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from srl.config import Config
 from srl.observe import progress
@@ -110,7 +110,7 @@ class Watchdog:
         self.exporter.level("moved_seconds", still)
         if line := stalled(self.beats, self.run.current, still, self.clock, self.stall_s):
             if "stall" not in self.told:
-                self._alarm("stall", f"{line}; stacks: {self._dump()}")
+                self._alarm("stall", f"{line}; stacks: {self._dumped()}")
         else:
             self.told.discard("stall")
 
@@ -130,6 +130,13 @@ class Watchdog:
         self.exporter.record(phase, step, values)
         if phase == "alarm":
             self.alarms.append(f"{values['name']} at step {step}: {values['meaning']}")
+
+    def _dumped(self) -> str:
+        """Where the stacks are, or why they are not there: the stall is said in any case."""
+        try:
+            return str(self._dump())
+        except (RayError, OSError) as error:  # GetTimeoutError is a RayError
+            return f"none ({type(error).__name__}: {error})"
 
     def _dump(self) -> Path:
         """Stacks of the driver and of every actor that still answers, in one file."""

@@ -1,6 +1,5 @@
 """Reward rules: pure functions of a graded trajectory."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from srl.reward.answer import stated_answer
@@ -44,14 +43,14 @@ def apply_grades(trajectories: Iterable[Trajectory], grades: Mapping[str, Outcom
             turn.outcome = grades[turn_id]
 
 
-def share_alarm(grades: Mapping[str, Outcome], alarm_share: float) -> str | None:
-    """One line if timeouts and unparsable answers together exceed this share of the grades, else None."""
-    counts = Counter(grades.values())
-    timeouts, unparsable = counts[Outcome.TIMEOUT], counts[Outcome.UNPARSABLE]
-    if not grades or (timeouts + unparsable) / len(grades) <= alarm_share:
+def share_alarm(grades: Mapping[Outcome, int], alarm_share: float) -> str | None:
+    """One line if timeouts and unparsable answers together exceed this share of all grades, counted by outcome; else None."""
+    total = sum(grades.values())
+    timeouts, unparsable = grades.get(Outcome.TIMEOUT, 0), grades.get(Outcome.UNPARSABLE, 0)
+    if timeouts + unparsable <= alarm_share * total:
         return None
     return (
-        f"ALARM: the grader could not judge {timeouts + unparsable} of {len(grades)} answers "
+        f"the grader could not judge {timeouts + unparsable} of {total} answers "
         f"({timeouts} timeouts, {unparsable} unparsable), more than reward.alarm_share={alarm_share:g}; each counts as wrong"
     )
 
