@@ -152,15 +152,18 @@ def test_a_judge_that_raises_and_a_judge_that_is_missing_are_errors(chat):
 
 
 @pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[dict]]]:
-    """An address at which a model answers in turn with these words, or hangs up, and the messages it was sent."""
+def endpoint(request) -> Iterator[tuple[str, list[dict]]]:
+    """An address at which a model answers in turn with these words, or hangs up, and the messages it was sent.
+
+    With a parameter, the status and the body with which it always answers.
+    """
     words, asked = iter(["85 no. [VERIFY] wrong", "[VERIFY] correct.", "Who knows?", None]), []
 
     class Handler(BaseHTTPRequestHandler):
-        def reply(self, body: dict) -> None:
-            self.send_response(200)
+        def reply(self, body: dict | str, status: int = 200) -> None:
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write((body if isinstance(body, str) else json.dumps(body)).encode())
 
         def do_GET(self) -> None:
             assert self.path == "/v1/models"
@@ -168,13 +171,15 @@ def endpoint() -> Iterator[tuple[str, list[dict]]]:
 
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            if word := next(words):
+            if hasattr(request, "param"):
+                self.reply(*reversed(request.param))
+            elif word := next(words):
                 self.reply({"choices": [{"message": {"content": word}}]})
 
         def log_message(self, *_) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1", asked
     server.shutdown()
     server.server_close()
@@ -196,6 +201,20 @@ def test_a_second_model_judges_behind_its_endpoint(chat, endpoint):
         {"role": "user", "content": "Check the solution."},
     ]
     assert asked[0] == first and [request["messages"][1]["content"] for request in asked] == [SLIP, RIGHT, SLIP, SLIP]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        (429, "slow down"), (500, ""), (503, "{}"), (200, "<html>"), (200, "[]"), (200, '{"choices": []}'),
+        (200, '{"choices": [{"message": {"content": null}}]}'),
+    ],
+    indirect=True,
+)  # fmt: skip
+def test_an_endpoint_that_answers_anything_but_a_completion_gives_no_verdict(chat, endpoint):
+    config = load_config(None, ["protocol.judge=served", f"protocol.judge_url={endpoint[0]}"])
+    undecided, _ = play(chat, "judged", SLIP, config=config, judges=make_judges(config, ()))
+    assert undecided.stop_reason is StopReason.UNJUDGED and len(endpoint[1]) == 1
 
 
 def test_a_judge_that_is_not_named_or_not_there_is_refused_before_anything_is_sampled():

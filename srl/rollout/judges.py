@@ -56,8 +56,8 @@ def gold_judge(reward_actors: Sequence[ActorHandle], stated: bool) -> Judge:
 def served(config: Config) -> Judge:
     """A second model behind protocol.judge_url is shown problem and answer and asked `prompts.verify`, greedily.
 
-    Its verdict is read by protocol.grammar; a server that does not answer gives none. Raises ConfigError when there is no server
-    with a model at the start.
+    Its verdict is read by protocol.grammar; a server that does not answer, or answers anything but a completion, gives none.
+    Raises ConfigError when there is no server with a model at the start.
     """
     protocol, prompts = config.protocol, config.prompts
     # Above protocol.judge_timeout_s: it is the loop that gives a judge up.
@@ -73,10 +73,10 @@ def served(config: Config) -> Judge:
         asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": config.rollout.max_verdict_tokens}
         try:
             reply = client.post("/chat/completions", json=asked).raise_for_status().json()
-        except httpx.TransportError as error:
-            log.warning("no verdict on %s: %s", trajectory.id, error)
+            return only_verdict(reply["choices"][0]["message"]["content"], protocol.grammar)
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:  # of JSON, or of its form
+            log.warning("no verdict on %s: %r", trajectory.id, error)
             return None
-        return only_verdict(reply["choices"][0]["message"]["content"], protocol.grammar)
 
     return in_threads(ask, min(MOST_CALLS, config.rollout.max_sequences))
 
