@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -15,11 +16,11 @@ from srl.config import ConfigError, load_config
 from srl.config.rollout import ProtocolConfig
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import PROTOCOLS, build_protocol
-from srl.rollout.judges import check_judge, in_threads, make_judges, then
+from srl.rollout.judges import check_judge, gold_judge, in_threads, make_judges, then
 from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.chains import question
 from srl.tasks.tokenizer import ASSISTANT, END, USER
-from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
+from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind, Verdict
 
 A, V, R, I = TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION, TurnKind.INSTRUCTION  # noqa: E741
 
@@ -149,6 +150,27 @@ def test_a_judge_that_raises_and_a_judge_that_is_missing_are_errors(chat):
         run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), broken, "gold")
     with pytest.raises(RuntimeError, match="asks the judge 'judge', and there is none"):
         run(chat, ScriptedEngine(chat, [SLIP]), Limits(512), {}, "judged")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "stop"),
+    [
+        (Outcome.CORRECT, StopReason.ACCEPTED),
+        (Outcome.TIMEOUT, StopReason.UNJUDGED),
+        *((outcome, StopReason.ROUNDS) for outcome in (Outcome.INCORRECT, Outcome.NO_ANSWER, Outcome.UNPARSABLE)),
+    ],
+)
+def test_the_gold_judge_says_nothing_of_an_answer_that_the_grader_did_not_get_done_with(chat, outcome, stop):
+    class Call:
+        def future(self) -> Future:
+            found: Future = Future()
+            found.set_result({"id": outcome})
+            return found
+
+    actor = SimpleNamespace(grade=SimpleNamespace(remote=lambda requests: Call()))
+    texts = (SLIP, RIGHT) if stop is StopReason.ROUNDS else (SLIP,)
+    trajectory, _ = play(chat, "gold", *texts, judges={"gold": gold_judge([actor], False)})
+    assert trajectory.stop_reason is stop
 
 
 @pytest.fixture

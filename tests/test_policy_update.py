@@ -200,6 +200,16 @@ def test_trajectories_in_which_nothing_was_sampled_are_dropped_and_counted(start
         assert update.step(trajectories, 0, 0.5)["dropped_empty"] == 1 and trajectories[-1].reward == 0.0
 
 
+def test_an_answer_that_the_grader_did_not_get_done_with_is_not_trained_as_wrong(started):
+    for recipe in ("grpo", "kto", "pag"):
+        update = started(f"recipe={recipe}")
+        trajectories = sampled(update.learners, prompts=4, members=6, seed=1)
+        trajectories[0].turns[0].outcome = Outcome.TIMEOUT
+        metrics = update.step(trajectories, 0, 0.5)
+        assert metrics["dropped_grader_timeout"] == 1 and metrics["dropped_empty"] == 0
+        assert trajectories[0].id not in update.trained and trajectories[1].id in update.trained
+
+
 def test_without_a_kl_no_reference_is_kept():
     kept = {
         name: load_config(None, [f"recipe={name}"]).objective.needs_reference

@@ -28,7 +28,7 @@ from srl.pipelines.filters import FILTERS, apply_filters, groups, solved
 from srl.pipelines.pairs import PAIR_RULES, build_pairs
 from srl.reward.consistency import rank_consistency
 from srl.reward.shaping import REWARDS, alone_trajectories, self_aligned_rewards, turn_rewards
-from srl.trajectory import Trajectory
+from srl.trajectory import Outcome, Trajectory
 
 Metrics = dict[str, float]
 Groups = list[list[Example]]  # examples that stay in one mini-batch
@@ -58,7 +58,7 @@ class PolicyUpdate:
         `off_policy`: what sampled them is not quite the policy that is trained, and a policy loss has to make up for it.
         """
         by_id = dict(zip((trajectory.id for trajectory in trajectories), self.reward(trajectories), strict=True))
-        kept, metrics = apply_filters(trajectories, {"empty": with_tokens, **self.filters})
+        kept, metrics = apply_filters(trajectories, {"empty": with_tokens, "grader_timeout": judged_in_time, **self.filters})
         rewards = [by_id[trajectory.id] for trajectory in kept]
         make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
             self.config.objective.loss, self.comparisons
@@ -263,6 +263,13 @@ class PolicyUpdate:
 def with_tokens(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Those in which anything was sampled: a prompt that was too long, or whose rollout failed, teaches nothing."""
     return [trajectory for trajectory in trajectories if trajectory.sampled_tokens()]
+
+
+def judged_in_time(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Those whose answers the grader got done with: of the others nobody knows whether they are right, as in stage 1."""
+    return [
+        trajectory for trajectory in trajectories if not any(turn.outcome is Outcome.TIMEOUT for turn in trajectory.answers())
+    ]
 
 
 def logprobs(trajectory: Trajectory) -> list[float]:

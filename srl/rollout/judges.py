@@ -42,7 +42,10 @@ def of_calls(call: Callable[[Trajectory], ray.ObjectRef], verdict: Callable[[Any
 
 
 def gold_judge(reward_actors: Sequence[ActorHandle], stated: bool) -> Judge:
-    """Whether the last answer is the gold one, by the actors that grade, in turn; `stated`: reward.answers is."""
+    """Whether the last answer is the gold one, by the actors that grade, in turn; `stated`: reward.answers is.
+
+    An answer that they did not get done with has no verdict.
+    """
     turn = itertools.cycle(reward_actors)
 
     def grade(trajectory: Trajectory) -> ray.ObjectRef:
@@ -50,7 +53,8 @@ def gold_judge(reward_actors: Sequence[ActorHandle], stated: bool) -> Judge:
         answer = stated_answer(last.text) if stated and last.answer is None else last.answer
         return next(turn).grade.remote([(trajectory.id, answer, trajectory.gold)])
 
-    return of_calls(grade, lambda grades: Verdict.CORRECT if set(grades.values()) == {Outcome.CORRECT} else Verdict.WRONG)
+    verdicts = {Outcome.CORRECT: Verdict.CORRECT, Outcome.TIMEOUT: None}
+    return of_calls(grade, lambda grades: verdicts.get(*grades.values(), Verdict.WRONG))
 
 
 def served(config: Config) -> Judge:
