@@ -15,7 +15,7 @@ from srl.learner.group import token_weight
 from srl.learner.losses import Loss
 from srl.learner.model import TokenLogprobs, load_model
 from srl.protocols.chat import model_folder
-from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind
 
 
 class OneProcess:
@@ -103,3 +103,11 @@ def test_hands_are_shaken_only_by_workers_and_learners_that_agree(update):
     assert recorded["tokens"] == 12 and recorded["gap"] == pytest.approx(0, abs=1e-5)
     with pytest.raises(RuntimeError, match="disagree by 0.200 nats per token after a weight sync"):
         shake(0.2)
+
+
+def test_hands_that_held_nothing_were_not_shaken(update):
+    failed = [Trajectory(f"handshake/{n}", str(n), "", "", [1, 2], stop_reason=StopReason.FAILED) for n in range(4)]
+    pool = SimpleNamespace(generate=lambda protocol, asked, temperature: failed)
+    session = SimpleNamespace(config=update.config, pool=lambda: pool, run=None)
+    with pytest.raises(RuntimeError, match="none of the first 4 trajectories after a weight sync could be sampled: failed"):
+        Training.shake_hands(SimpleNamespace(session=session, update=update, validation=[], step=0))

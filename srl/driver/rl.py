@@ -128,7 +128,7 @@ class Training:
     def shake_hands(self) -> None:
         """In the first minute: what the rollout workers sample with the weights they were sent is what the learners would say.
 
-        Raises RuntimeError when the two disagree on a token by more than float noise explains.
+        Raises RuntimeError when the two disagree on a token by more than float noise explains, or nothing was sampled to compare.
         """
         asked = [self.session.new_trajectory(f"handshake/{problem.prompt_id}", problem) for problem in self.validation[:HANDS]]
         done = self.session.pool().generate(self.session.config.own_protocol, asked, 1.0)
@@ -138,8 +138,11 @@ class Training:
             for trajectory in done
             for now, sampled in zip(scored[trajectory.id], logprobs(trajectory), strict=True)
         ]
-        gap = sum(gaps) / max(1, len(gaps))
-        self.session.run.record("handshake", self.step, gap=gap, gap_max=max(gaps, default=0.0), tokens=len(gaps))
+        if not gaps:
+            reasons = ", ".join(sorted({str(trajectory.stop_reason) for trajectory in done}))
+            raise RuntimeError(f"none of the first {len(done)} trajectories after a weight sync could be sampled: {reasons}")
+        gap = sum(gaps) / len(gaps)
+        self.session.run.record("handshake", self.step, gap=gap, gap_max=max(gaps), tokens=len(gaps))
         if gap > MOST_GAP:
             raise RuntimeError(f"learners and rollout workers disagree by {gap:.3f} nats per token after a weight sync")
 
