@@ -62,10 +62,13 @@ class Pool:
     def submit(self, protocol: str, groups: list[list[Trajectory]], temperature: float) -> None:
         self.world.tick()
         self.running += [self._sample(group) for group in groups]
+        self.held[0] += sum(map(len, groups))
 
     def completed(self, timeout_s: float) -> list[list[Trajectory]]:
         self.world.tick()
-        return [self.running.pop(self.rng.randrange(len(self.running)))]
+        group = self.running.pop(self.rng.randrange(len(self.running)))
+        self.held[0] -= len(group)
+        return [group]
 
     def load_weights(self, bundle: Bundle) -> dict[str, float]:
         self.world.tick()
@@ -137,7 +140,7 @@ class Session:
         self.world = world
         scalars = Scalars(folder / "tensorboard")
         self.run = SimpleNamespace(path=folder, file=lambda name: folder / name, record=self._record, scalars=scalars)
-        self.folder = folder
+        self.folder, self.stopped = folder, False
 
     def _record(self, phase: str, step: int, **values) -> None:
         self.world.tick()
@@ -147,6 +150,9 @@ class Session:
         return self._pool
 
     def policy_moves(self) -> None: ...
+
+    def stop_engines(self) -> None:
+        self.stopped = True
 
     def grade(self, trajectories: list[Trajectory]) -> None:
         self.world.tick()
@@ -230,6 +236,18 @@ def test_sampling_ahead_trains_every_prompt_once_also_when_killed(tmp_path_facto
 def test_with_bound_zero_the_order_in_which_groups_finish_changes_nothing(tmp_path_factory):
     ends = {play(tmp_path_factory.mktemp("seed"), 0, World(), seed).value for seed in range(5)}
     assert len(ends) == 1
+
+
+@pytest.mark.parametrize(("ahead", "patience", "stopped"), [(2, 1, True), (2, 0, False), (0, 1, False)])
+def test_what_an_early_stop_leaves_in_the_engines_is_dropped(tmp_path, monkeypatch, ahead, patience, stopped):
+    monkeypatch.setattr(rl, "validate", lambda session, problems, step, say: {"final": 0.0, "delta": 0.0})
+    asked = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", "rl.evaluate_every=1"]
+    config = load_config(None, [*asked, f"rl.ahead={ahead}", f"rl.patience={patience}"])
+    (tmp_path / "checkpoints").mkdir()
+    session = Session(config, tmp_path, World(), 0)
+    training = Training(session, Update(session.world), PROBLEMS, [], lambda text: None)
+    rl.train(training)
+    assert training.step == (2 if patience else STEPS) and session.stopped is stopped
 
 
 def test_tokens_of_the_trained_policy_are_not_corrected_and_older_ones_are(tmp_path_factory):

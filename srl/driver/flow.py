@@ -42,6 +42,11 @@ class Flow:
         self.life += 1
         self.begin_again(step)
 
+    def close(self) -> None:
+        """Drop what was begun and no step will train, after an early stop: it would hold up and slow down what comes next."""
+        if self.session.pool().held.total():
+            self.session.stop_engines()
+
     def put_back(self, groups: dict[int, list[Trajectory]]) -> None:
         """Taken, but not trained."""
         self.sampled |= groups

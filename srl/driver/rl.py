@@ -62,6 +62,7 @@ def train(training: "Training") -> None:
                 raise RuntimeError(f"learner.retries={retries}: {error}") from error
             training.say(f"step {training.step + 1}: {error}; going on from the last checkpoint")
             prepare = training.recover
+    training.flow.close()
     training.store.close()
     best = training.selection
     training.say(f"kept: step {best.best_step}, final {best.best[0]:.1f}")
