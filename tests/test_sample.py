@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from srl.config import ConfigError, Stage1Config, load_config
 from srl.driver.stage1 import sampling_passes
-from srl.pipelines.sample import count_tries
+from srl.pipelines.sample import Turns, begin_try, on_last_try
 from srl.pipelines.samples import block_label, blocks_of, is_accepted, missing_blocks, problems_in, sample_row, write_block
 from srl.pipelines.tree import EngineLoop, Sampler, continued
 from srl.protocols.chat import Chat, model_folder
@@ -303,11 +303,35 @@ def test_row_groups_are_small_and_rows_of_a_problem_come_together(tmp_path: Path
 
 
 def test_a_block_that_kills_its_engine_again_and_again_ends_the_run(tmp_path: Path):
+    deadly, other = tmp_path / "block-00000.parquet", tmp_path / "block-00001.parquet"
+    tries = []
     for _ in range(3):
-        count_tries(tmp_path / "block-00000.parquet", retries=2)
+        tries.append(on_last_try(deadly, retries=2))
+        begin_try(deadly)
+    assert tries == [False, False, True]
     with pytest.raises(RuntimeError, match=r"rollout\.retries=2: the engine died 3 times with block-00000\.parquet"):
-        count_tries(tmp_path / "block-00000.parquet", retries=2)
-    count_tries(tmp_path / "block-00001.parquet", retries=2)
+        on_last_try(deadly, retries=2)
+    assert not on_last_try(other, retries=2) and not on_last_try(other, retries=0)
+
+
+def test_blocks_on_their_last_try_have_the_engine_to_themselves_and_keep_nobody_waiting_for_ever():
+    async def run() -> list[set[str]]:
+        turns, inside, seen = Turns(), set(), []
+
+        async def block(name: str) -> None:
+            async with turns.take(last_try=name.startswith("last")):
+                inside.add(name)
+                seen.append(set(inside))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                inside.remove(name)
+
+        await asyncio.gather(*map(block, ("a", "b", "last c", "d", "last e", "f")))
+        return seen
+
+    seen = asyncio.run(run())
+    assert seen[:4] == [{"a"}, {"a", "b"}, {"last c"}, {"last e"}]
+    assert sorted(map(sorted, seen[4:])) == [["d"], ["d", "f"]]
 
 
 # --- passes

@@ -15,7 +15,8 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class EngineActor:
         self.chat = Chat(work.model, config.prompts)
         self.loop = EngineLoop(Engine(work.model, config.model, config.rollout, self.chat.stop_ids), config.rollout.max_sequences)
         self.grading = Grading(reward_actors, config.reward.timeout_s)
+        self.turns = Turns()
         # Ray Data numbers no actors; the process does as well.
         start_pulse("sampler", os.getpid(), lambda: self.loop.counts, lambda: {"running": len(self.loop.waiting)})
 
@@ -82,12 +84,14 @@ class EngineActor:
         started, used, name = time.time(), time.process_time(), str(block["file"][0])
         problems = [Problem(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*(block[c] for c in COLUMNS), strict=True)]
         file = self.work.folder / name
-        count_tries(file, self.config.rollout.retries)
+        last_try = on_last_try(file, self.config.rollout.retries)
         sample, recorded = self.loop.generate, self._recorded(name)
         sampler = Sampler(self.config, self.chat, sample, self.grading.grade, self.fingerprint, self.work.steps, recorded)
-        trees = asyncio.gather(*(sampler.problem(problem) for problem in problems))
         limit = self.config.rollout.timeout_s
-        rows = [row for tree in await self.loop.while_moving(trees, limit, f"rollout.timeout_s: {name}") for row in tree]
+        async with self.turns.take(last_try):
+            begin_try(file)
+            trees = asyncio.gather(*(sampler.problem(problem) for problem in problems))
+            rows = [row for tree in await self.loop.while_moving(trees, limit, f"rollout.timeout_s: {name}") for row in tree]
         await asyncio.to_thread(write_block, rows, block_label(problems, self.weights), file)
         tokens = sum(len(row["token_ids"]) for row in rows)
         done = Block(name, len(problems), len(rows), tokens, started, time.time(), used, time.process_time())
@@ -99,11 +103,40 @@ class EngineActor:
         return {row["id"]: row for row in pq.read_table(self.work.source / name).to_pylist()}
 
 
-def count_tries(file: Path, retries: int) -> None:
-    """Raise RuntimeError when the processes that began this block before have all died: a block that kills its engine."""
-    earlier = list(file.parent.glob(f".{file.name}.*.try"))
-    if len(earlier) > retries:
-        raise RuntimeError(f"rollout.retries={retries}: the engine died {len(earlier)} times with {file.name}")
+class Turns:
+    """Blocks share an engine, but one on its last try has it to itself: if it kills engines, no other block is blamed or lost."""
+
+    def __init__(self) -> None:
+        self.running = self.last_tries = 0
+        self.changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, last_try: bool) -> AsyncIterator[None]:
+        async with self.changed:
+            self.last_tries += last_try  # also while it waits: nobody else begins then
+            await self.changed.wait_for(lambda: not (self.running if last_try else self.last_tries))
+            self.running += 1
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.running -= 1
+                self.last_tries -= last_try
+                self.changed.notify_all()
+
+
+def on_last_try(file: Path, retries: int) -> bool:
+    """Whether the next try at this block is the last one after others whose processes died.
+
+    Raises RuntimeError when there is none left: a block that kills its engine.
+    """
+    earlier = len(list(file.parent.glob(f".{file.name}.*.try")))
+    if earlier > retries:
+        raise RuntimeError(f"rollout.retries={retries}: the engine died {earlier} times with {file.name}")
+    return 0 < earlier == retries
+
+
+def begin_try(file: Path) -> None:
     (file.parent / f".{file.name}.{uuid.uuid4().hex}.try").touch()
 
 
