@@ -74,6 +74,9 @@ def apply(document: Document, step: dict[str, Any]) -> None:
     place: Any = document
     for key in parents:
         place = place[int(key)] if isinstance(place, list) else place[key]
+    if isinstance(place, list) and step["op"] == "remove":
+        del place[int(last)]
+        return
     if isinstance(place, list):
         raise NotImplementedError(f"patch of a list element: {step['path']}")
     if step["op"] not in ("add", "replace"):

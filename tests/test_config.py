@@ -5,6 +5,8 @@ from srl.config import CONFIGS, Config, ConfigError, load_config, valid_keys
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
+GPUS = ["learner.gpus=1", "rollout.gpus=1"]
+
 
 def refused(*overrides: str, path: str | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
@@ -98,10 +100,62 @@ def test_a_wrong_value_is_shown_with_its_field(override, message):
         (["task.name=file"], "task.name=file needs task.train and at least one entry in task.test"),
         (["task.min_operations=5", "task.max_operations=4"], "task.min_operations=5 is above task.max_operations=4"),
         (["prompts.question=Solve"], "prompts.question='Solve' does not contain {question}"),
+        (
+            [*GPUS, "rollout.colocate=true", "learner.workers=8", "rollout.workers=4"],
+            "rollout.colocate=true: engine i shares the GPU of learner rank i, but rollout.workers=4 and learner.workers=8",
+        ),
+        (
+            ["rollout.colocate=true", "learner.gpus=1"],
+            "rollout.colocate=true: engine i shares the GPU of learner rank i, but rollout",
+        ),
+        (
+            ["rollout.colocate=true", "learner.gpus=2", "rollout.gpus=2"],
+            "rollout.colocate=true: learner and engine share one GPU, but rollout.gpus=2",
+        ),
+        (
+            [*GPUS, "rollout.colocate=true", "rl.ahead=1"],
+            "rollout.colocate=true: engines sleep while learners train, so rl.ahead=1 must be 0",
+        ),
+        (
+            ["learner.transfer=ipc"],
+            "learner.transfer=ipc opens the memory of the learner beside the engine: it needs rollout.colocate=true",
+        ),
+        (
+            ["learner.transfer=broadcast", "learner.gpus=1"],
+            "learner.transfer=broadcast needs both sides on GPUs, or none: learner.gpus=1, rollout.gpus=0",
+        ),
+        (
+            ["learner.transfer=broadcast", "rollout.colocate=true", "rl.previous_share=0.5"],
+            "learner.transfer=broadcast does not go with rl.previous_share=0.5, rollout.colocate=True",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_named_together(overrides, message):
     assert refused(*overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "transfer"),
+    [
+        ([], "store"),
+        (GPUS, "broadcast"),
+        ([*GPUS, "rollout.colocate=true"], "ipc"),
+        (["learner.gpus=1"], "store"),
+        ([*GPUS, "rl.previous_share=0.5"], "store"),  # two versions are held at once
+        ([*GPUS, "rollout.replay=a.jsonl"], "store"),
+        (["rollout.colocate=true"], "store"),
+        (["rollout.colocate=true", "learner.transfer=ipc"], "ipc"),
+        (["learner.transfer=broadcast"], "broadcast"),
+        ([*GPUS, "learner.transfer=store"], "store"),
+    ],
+)
+def test_how_weights_are_sent_follows_from_where_both_sides_are(overrides, transfer):
+    assert load_config(None, overrides).transfer == transfer
+
+
+def test_the_7b_model_has_gpus_of_its_own_on_both_sides_and_the_8b_model_shares_them():
+    assert load_config("qwen2.5-math-7b.yaml", []).transfer == "broadcast"
+    assert load_config("llama-3-8b.yaml", []).transfer == "ipc"
 
 
 def test_every_mistake_is_reported_at_once():

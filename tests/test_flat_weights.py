@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.flat import CHUNK, MASK, STEP, cut, digest, fill, lay_out
-from srl.weights.share import SHARED_MEMORY, Lent, open_lent, place
+from srl.weights.share import Lent, open_lent, place, shared_memory
 
 CPU = torch.device("cpu")
 SEVERAL = {
@@ -91,7 +91,7 @@ def test_lent_memory_is_opened_by_another_process_without_a_copy_and_leaves_no_f
     process.start()
     assert here.recv() == (expected, place(CPU))
     lent.close()
-    assert not file.exists() and file.parent == SHARED_MEMORY
+    assert not file.exists() and file.parent == shared_memory()
     here.send("closed")
     assert here.recv() == expected
     process.join()
@@ -99,7 +99,7 @@ def test_lent_memory_is_opened_by_another_process_without_a_copy_and_leaves_no_f
 
 def member(rank: int, size: int, address: tuple, answer, last: bool) -> None:
     torch.set_num_threads(1)
-    group = BroadcastGroup(rank, size, CPU, 60, None, address)
+    group = BroadcastGroup(rank, size, CPU, 60, address)
     flat = torch.empty(2**20, dtype=torch.uint8)
     group.wait(group.begin(flat), "a bucket")
     answer.send(digest(flat))
@@ -122,7 +122,7 @@ def test_what_rank_0_sends_reaches_real_processes_and_one_that_dies_ends_the_wai
     ]
     for process in processes:
         process.start()
-    group = BroadcastGroup(0, 3, CPU, 60, store, address)
+    group = BroadcastGroup(0, 3, CPU, 60, store)
     flat = (torch.arange(2**20) % 251).to(torch.uint8)
     work = group.begin(flat)
     assert [here.recv() for here, _ in pipes] == [digest(flat)] * 2
@@ -138,15 +138,15 @@ def test_what_rank_0_sends_reaches_real_processes_and_one_that_dies_ends_the_wai
 
 
 def test_a_member_that_does_not_come_is_waited_for_no_longer_than_the_deadline():
-    store, address = open_store("127.0.0.1", 0.5)
+    store, _ = open_store("127.0.0.1", 0.5)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=re.escape("learner.transfer_timeout_s=0.5: rank 0 waited for all 2 members")):
-        BroadcastGroup(0, 2, CPU, 0.5, store, address)
+        BroadcastGroup(0, 2, CPU, 0.5, store)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = ("127.0.0.1", probe.getsockname()[1])
     with pytest.raises(TimeoutError, match="rank 1 waited for all 2 members"):
-        BroadcastGroup(1, 2, CPU, 0.5, None, nobody)
+        BroadcastGroup(1, 2, CPU, 0.5, nobody)
     assert time.monotonic() - started < 30
 
 
@@ -156,7 +156,7 @@ def test_a_part_that_does_not_come_is_waited_for_no_longer_than_the_deadline():
     here, there = context.Pipe()
     process = context.Process(target=member, args=(1, 2, address, there, False))
     process.start()
-    group = BroadcastGroup(0, 2, CPU, 60, store, address)
+    group = BroadcastGroup(0, 2, CPU, 60, store)
     flat = torch.zeros(2**20, dtype=torch.uint8)
     group.wait(group.begin(flat), "a bucket")
     here.recv()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,6 +13,7 @@ from srl.rollout.engine import Completion
 from srl.rollout.loop import EngineFailure, Limits, TrajectoryLoop
 from srl.rollout.thread import EngineHangs, Job, LoopThread
 from srl.trajectory import Trajectory
+from srl.weights.feed import Feed
 
 
 class GatedEngine:
@@ -36,7 +38,11 @@ class GatedEngine:
         return [Completion(request_id, self.tokens, [-1.0] * len(self.tokens), False, self.running.pop(request_id))]
 
     def load_weights(self, buckets, version):
-        self.version = version
+        self.parts, self.version, self.asleep = list(buckets), version, False
+        return {"load": float(len(self.parts))}
+
+    def sleep(self):
+        self.asleep = True
 
 
 def started(chat: Chat, max_active: int = 2, hang_s: float = 60.0) -> tuple[GatedEngine, LoopThread]:
@@ -120,6 +126,37 @@ def test_an_engine_that_hangs_is_told_from_one_that_has_nothing_to_do(chat):
     while thread.loop.busy:
         time.sleep(0.01)
     assert [done.id for done in thread.collect(30)] == ["a"]
+
+
+def test_an_engine_sleeps_when_it_has_nothing_to_do_and_weights_that_come_part_by_part_hold_the_loop(chat):
+    engine, thread = started(chat)
+    thread.add([job(chat, "a", 2)])
+    while not engine.submitted:
+        time.sleep(0.01)
+
+    def heard_between_two_steps():
+        while thread.inbox.empty():
+            time.sleep(0.01)
+        engine.permits.release(2)
+
+    threading.Thread(target=heard_between_two_steps).start()
+    with pytest.raises(RuntimeError, match="an engine that has work cannot sleep"):
+        thread.sleep()
+    assert collected(thread, 1) == ["a"]
+    thread.sleep()
+    assert engine.asleep
+
+    feed = Feed(5, 30, 30)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(thread.load_weights, feed, 5, True)
+        for part in ("first", "second"):
+            feed.put(part, loading)
+        thread.add([job(chat, "b")])
+        engine.permits.release()
+        assert thread.collect(0.3) == [] and engine.version == 0  # the third part may come
+        feed.close()
+        assert loading.result(30) == {"load": 2.0}
+    assert collected(thread, 1) == ["b"] and (engine.version, engine.parts) == (5, ["first", "second"])
 
 
 def test_an_engine_that_does_not_start_raises_at_once(chat):

@@ -146,6 +146,16 @@ def test_no_other_split_is_faster_than_the_plan():
     assert plan.step_s <= min(other.step_s for other in others if other)
 
 
+def test_engines_beside_learners_use_every_device_twice_while_both_fit_into_its_memory():
+    beside = paper("rollout.colocate=true", "rollout.gpu_memory=0.5")
+    plan = plan_placement(beside, QWEN_7B, H100, rl_work(beside, 1000, 150), 8, LOGITS_AT_ONCE)
+    assert (plan.learners, plan.engines, plan.tensor_parallel, plan.colocated) == (8, 8, 1, True)
+    # The learner keeps 2.25 bytes of each of 7.6e9 parameters, 16 GiB of 80: vLLM may have 0.95 - 16 / 80 = 0.75 of them.
+    for share, fits in ((0.74, True), (0.76, False)):
+        asked = paper("rollout.colocate=true", f"rollout.gpu_memory={share}")
+        assert (evaluate_split(asked, QWEN_7B, H100, rl_work(asked, 1000, 150), (8, 8, 1), LOGITS_AT_ONCE) is not None) is fits
+
+
 def test_what_does_not_fit_is_no_plan():
     work = rl_work(paper(), 900, 150)
     assert plan_placement(paper(), QWEN_7B, H100, work, 2, LOGITS_AT_ONCE) is None  # 18 bytes x 7.6 G on one rank

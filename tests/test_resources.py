@@ -46,6 +46,16 @@ def test_a_critic_needs_the_learners_room_again():
     assert shortage(asked, [Node("a", 8, 3)]) is None
 
 
+def test_an_engine_beside_a_learner_needs_cpus_and_no_gpu_of_its_own():
+    asked = config(
+        "rollout.colocate=true", *(f"{part}.{what}" for part in ("learner", "rollout") for what in ("workers=2", "gpus=1"))
+    )
+    assert shortage(asked, [Node("a", 8, 2)]) is None
+    assert shortage(asked, [Node("a", 8, 1)]).startswith(
+        "learner.workers=2 asked, each with an engine beside it, 1 of them fit: each needs 2 CPUs and 1 GPUs"
+    )
+
+
 def test_dead_nodes_do_not_count():
     node = {"NodeManagerAddress": "a", "Resources": {"CPU": 4.0, "memory": 1e9}, "Labels": {"ray.io/node-id": "x"}, "Alive": True}
     assert alive_nodes([node, {**node, "Alive": False}]) == [Node("a", 4.0, 0.0, {"ray.io/node-id": "x"})]

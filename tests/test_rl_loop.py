@@ -49,18 +49,19 @@ class Pool:
 
     def __init__(self, world: World, seed: int):
         self.world, self.rng, self.running = world, random.Random(seed), []
-        self.fleet, self.weights = SimpleNamespace(bundle=None), 0.0
-        self.held = Counter()
+        self.fleet, self.weights = SimpleNamespace(weights=None), 0.0
+        self.held, self.asleep = Counter(), False
 
     @property
     def version(self) -> int:
-        return self.fleet.bundle.version if self.fleet.bundle else 0
+        return self.fleet.weights.version if self.fleet.weights else 0
 
     def room(self) -> int:
         return 10**6
 
     def submit(self, protocol: str, groups: list[list[Trajectory]], temperature: float) -> None:
         self.world.tick()
+        assert not self.asleep
         self.running += [self._sample(group) for group in groups]
         self.held[0] += sum(map(len, groups))
 
@@ -72,8 +73,14 @@ class Pool:
 
     def load_weights(self, bundle: Bundle) -> dict[str, float]:
         self.world.tick()
-        self.fleet.bundle, self.weights = bundle, bundle.buckets
+        self.fleet.weights, self.weights, self.asleep = bundle, bundle.buckets, False
         return {"transfer": 0.0, "load": 0.0}
+
+    def sleep(self) -> None:
+        """The weights are gone."""
+        self.world.tick()
+        assert not self.running
+        self.asleep, self.weights = True, float("nan")
 
     def metrics(self) -> dict[str, int]:
         return {"failed": 0}
@@ -89,12 +96,14 @@ class Pool:
 class Update:
     """Learner and policy update in one."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, pool: Pool):
         self.world, self.value, self.ages, self.learners = world, 1.0, [], self
         self.trained: set[str] = set()
+        self.pool, self.beside = pool, []
 
     def step(self, trajectories: list[Trajectory], step: int, learning_rate: float, off_policy: bool) -> dict[str, float]:
         self.world.tick(learner=True)
+        self.beside.append("asleep" if self.pool.asleep else "awake")
         version = max(turn.weight_version for t in trajectories for turn in t.turns)
         self.ages.append(off_policy)
         self.trained = {t.id for t in trajectories if int(t.id.split("/")[1]) % 5 and t.id.endswith("/1")}
@@ -173,12 +182,14 @@ def no_engines(monkeypatch):
     monkeypatch.setattr(rl, "validate", lambda session, problems, step, say: {"final": float(step), "delta": 0.0})
 
 
-def play(folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2, upload: str = "") -> Update:
+def play(
+    folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2, upload: str = "", colocate: bool = False
+) -> Update:
     (folder / "checkpoints").mkdir(exist_ok=True)
     overrides = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", f"rl.ahead={ahead}"]
-    overrides += [f"learner.retries={retries}", f"learner.upload={upload}"]
+    overrides += [f"learner.retries={retries}", f"learner.upload={upload}", f"rollout.colocate={colocate}"]
     session = Session(load_config(None, overrides), folder, world, seed)
-    update = Update(world)
+    update = Update(world, session.pool())
     with pytest.MonkeyPatch.context() as patch:
         # A checkpoint whose files are written and that has not got its name yet is a moment too.
         patch.setattr(checkpoint, "flush", lambda folder: world.tick())
@@ -304,6 +315,15 @@ def test_the_ledger_calls_a_prompt_trained_only_if_the_update_trained_one_of_its
     play(tmp_path, 0, World())
     outcomes = {group["position"]: group["outcome"] for line in read_lines(tmp_path / "ledger.jsonl") for group in line["groups"]}
     assert outcomes == {position: "trained" if position % 5 else "filtered" for position in range(STEPS * PROMPTS)}
+
+
+def test_engines_beside_the_learners_sleep_in_every_step_also_after_a_loss_and_the_end_is_the_same(tmp_path_factory):
+    value, _ = whole(tmp_path_factory.mktemp("apart"))
+    beside = play(tmp_path_factory.mktemp("beside"), 0, World(), colocate=True)
+    assert beside.value == value and beside.beside == ["asleep"] * STEPS and not beside.pool.asleep
+    for moment in range(3, beside.world.count, 7):
+        lost = play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment})), colocate=True)
+        assert lost.value == value and set(lost.beside) == {"asleep"}
 
 
 def test_learners_that_keep_dying_end_the_run_with_the_settings_name(tmp_path):

@@ -28,6 +28,15 @@ class LearnerConfig(Section):
         900, gt=0, description="Longest wait for one call to the learners, such as a training step, seconds."
     )
     bucket_mib: int = Field(64, ge=1, description="Size of a weight-sync bucket, MiB.")
+    transfer: Literal["auto", "store", "ipc", "broadcast"] = Field(
+        "auto",
+        description="How weights reach the engines: `store`, Ray's object store; `ipc`, the learner's own memory, opened by the "
+        "engine beside it (rollout.colocate; CUDA IPC, on CPU a mapped file); `broadcast`, NCCL from GPU to GPU, gloo on CPU; "
+        "`auto`, the last two on GPUs and else the first.",
+    )
+    transfer_timeout_s: float = Field(
+        120, gt=0, description="Longest wait for one bucket to be gathered, received or loaded by `ipc` or `broadcast`, seconds."
+    )
     checkpoint_every: int = Field(1, ge=1, description="RL steps between checkpoints to resume from.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept while RL runs.")
     upload: str = Field(

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -46,6 +46,21 @@ class Config(Section):
         own = self.protocol.name
         return "intrinsic" if self.stage1.recipe != "ift" and own in ("long_chain", "two_turn") else own
 
+    @property
+    def transfer(self) -> Literal["store", "ipc", "broadcast"]:
+        """How weights go from learners to engines: learner.transfer, or what fits their places."""
+        if self.learner.transfer != "auto":
+            return self.learner.transfer
+        apart = not (self.learner.gpus and self.rollout.gpus)
+        if apart or self.rollout.replay or self.rl.previous_share:
+            return "store"
+        return "ipc" if self.rollout.colocate else "broadcast"
+
+    @model_validator(mode="after")
+    def _places(self) -> "Config":
+        check_places(self)
+        return self
+
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
         if self.rollout.max_response_tokens >= self.model.max_length:
@@ -63,6 +78,38 @@ class Config(Section):
         if self.learner.offload_optimizer and not self.learner.gpus:
             raise ValueError("learner.offload_optimizer=true needs learner.gpus > 0")
         return self
+
+
+def check_places(config: Config) -> None:
+    """Raises ValueError when learners and engines cannot be placed, or weights sent, as is asked."""
+    learner, rollout, rl = config.learner, config.rollout, config.rl
+    if rollout.colocate:
+        for name in ("workers", "gpus", "nodes"):
+            one, other = getattr(rollout, name), getattr(learner, name)
+            if one != other:
+                who = "engine i shares the GPU of learner rank i"
+                raise ValueError(f"rollout.colocate=true: {who}, but rollout.{name}={one} and learner.{name}={other}")
+        if rollout.gpus not in (0, 1):
+            raise ValueError(f"rollout.colocate=true: learner and engine share one GPU, but rollout.gpus={rollout.gpus:g}")
+        if rl.ahead:
+            raise ValueError(f"rollout.colocate=true: engines sleep while learners train, so rl.ahead={rl.ahead} must be 0")
+    if learner.transfer in ("ipc", "broadcast"):
+        why = {
+            "rollout.replay": rollout.replay,
+            "rl.previous_share": rl.previous_share,
+            "rollout.colocate": rollout.colocate and learner.transfer == "broadcast",
+        }
+        if found := [f"{name}={value}" for name, value in why.items() if value]:
+            raise ValueError(f"learner.transfer={learner.transfer} does not go with {', '.join(found)}")
+        if learner.transfer == "ipc" and not rollout.colocate:
+            raise ValueError(
+                "learner.transfer=ipc opens the memory of the learner beside the engine: it needs rollout.colocate=true"
+            )
+        if bool(learner.gpus) != bool(rollout.gpus):
+            raise ValueError(
+                f"learner.transfer={learner.transfer} needs both sides on GPUs, or none: learner.gpus={learner.gpus:g}, "
+                f"rollout.gpus={rollout.gpus:g}"
+            )
 
 
 SHORTHANDS = {"fresh": "run.fresh", "seed": "run.seed", "name": "run.name", "recipe": "run.recipe"}

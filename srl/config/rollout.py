@@ -43,6 +43,11 @@ class RolloutConfig(Section):
     cpus: float = Field(1, ge=0, description="CPUs that Ray reserves per rollout actor.")
     gpus: float = Field(0, ge=0, description="GPUs per rollout actor; 0 runs vLLM on CPU.")
     nodes: dict[str, str] = Field({}, description="Ray node labels that the node of every rollout actor must have.")
+    colocate: bool = Field(
+        False,
+        description="Engine i shares the GPU of learner rank i and sleeps while the learners train. Needs as many engines as "
+        "ranks, the same gpus (1; or 0: on CPU the order is kept, but no memory is freed) and the same nodes.",
+    )
     threads: int = Field(1, ge=1, description="Torch threads per engine on CPU; a second worker gains more than a second thread.")
     tensor_parallel: int = Field(1, ge=1, description="vLLM tensor parallelism; needs gpus >= this.")
     kv_cache_gib: float = Field(0.25, gt=0, description="Key-value cache on CPU, GiB.")

@@ -16,11 +16,17 @@ from srl.driver.scale import (
     plan_placement,
     rl_work,
     scaling,
+    state_bytes,
     stops_at,
 )
 from srl.learner.model import LOGITS_AT_ONCE
 from srl.protocols.chat import first_line, model_folder
 
+WAYS = {
+    "store": "the object store",
+    "ipc": "opening the learner's memory (ipc)",
+    "broadcast": "broadcast from the first learner",
+}
 COUNTS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
@@ -43,8 +49,17 @@ def derived(config: Config) -> dict[str, str]:
         "memory per rollout actor": gibibytes(rollout_bytes(config, weights)),
         "memory per learner actor": learner_memory(config, shape, config.objective.needs_reference),
         **({"memory per critic actor": learner_memory(config, shape, False)} if config.credit.needs_critic else {}),
-        "bytes per weight sync": f"{weights:,} to each of {config.rollout.workers} rollout actors",
+        **shared_memory(config, shape),
+        "bytes per weight sync": f"{weights:,} to each of {config.rollout.workers} rollout actors, by {WAYS[config.transfer]}",
     }
+
+
+def shared_memory(config: Config, shape: Shape) -> dict[str, str]:
+    """Of a GPU that a learner and an engine share, while the engine is awake."""
+    if not (config.rollout.colocate and config.rollout.gpus):
+        return {}
+    state = gibibytes(state_bytes(config, shape, config.learner.workers, config.objective.needs_reference))
+    return {"memory per shared GPU, engine awake": f"{state} of the learner beside {config.rollout.gpu_memory:.0%} for vLLM"}
 
 
 def rollout_bytes(config: Config, weights: int) -> float:
@@ -98,6 +113,13 @@ def placement_report(config: Config, gpu: str, devices: int, tokens: float, prom
 
 def no_room(config: Config, shape: Shape, machine: Machine, devices: int) -> str:
     needed = learner_bytes(config, shape, max(1, devices - 1), config.objective.needs_reference, LOGITS_AT_ONCE)
+    if config.rollout.colocate:
+        state = state_bytes(config, shape, devices, config.objective.needs_reference)
+        return (
+            f"does not fit: beside vLLM's {config.rollout.gpu_memory:.0%} of {machine.memory_gib:g} GiB a learner rank keeps "
+            f"{gibibytes(state)} with {devices} ranks; settings that change it: rollout.gpu_memory, learner.zero_stage=3, "
+            "learner.offload_optimizer=true, learner.micro_batch_tokens"
+        )
     return (
         f"does not fit: a learner rank takes {gibibytes(needed)} of {machine.memory_gib:g} GiB with {max(1, devices - 1)} ranks, "
         "and an engine needs a device of its own; settings that change it: learner.zero_stage=3, "
@@ -108,10 +130,13 @@ def no_room(config: Config, shape: Shape, machine: Machine, devices: int) -> str
 def plan_lines(plan: Plan, work: Work, machine: Machine) -> list[str]:
     per_second = work.trajectories * work.sampled_tokens / plan.step_s
     nodes = -(-plan.learners // machine.per_node) + -(-plan.engines * plan.tensor_parallel // machine.per_node)
+    where = f"nodes of {machine.per_node}, when learners and engines share none: {nodes}"
+    if plan.colocated:
+        where = f"nodes of {machine.per_node}, an engine beside every learner: {-(-plan.learners // machine.per_node)}"
     return [
         f"set: learner.workers={plan.learners} rollout.workers={plan.engines} rollout.tensor_parallel={plan.tensor_parallel} "
         f"rollout.gpus={plan.tensor_parallel}",
-        f"nodes of {machine.per_node}, when learners and engines share none: {nodes}",
+        where,
         f"memory: learner rank {plan.learner_gib:.1f} GiB; engine {plan.rollout_gib:.1f} GiB per device with its "
         f"{plan.concurrent:,} concurrent sequences",
         f"step: {plan.step_s:.1f} s = rollout {plan.rollout_s:.1f} + reward {plan.reward_s:.1f} + learner {plan.learner_s:.1f} "

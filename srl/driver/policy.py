@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray import cloudpickle
+from ray.util.placement_group import PlacementGroup
 
 from srl.config import Config
 from srl.config.names import look_up
@@ -38,13 +39,16 @@ SELF_ALIGNED = "self_aligned"  # the one reward that needs the policy: it scores
 class PolicyUpdate:
     """The learners and what lasts from step to step: the frozen models, the critic, the adapted weight of the KL."""
 
-    def __init__(self, config: Config, start: str, opening: list[int]):
-        """`start` is the folder of policy and reference; `opening` are the prompt tokens of an empty question."""
+    def __init__(self, config: Config, start: str, opening: list[int], shared: PlacementGroup | None = None):
+        """`start` is the folder of policy and reference; `opening` are the prompt tokens of an empty question.
+
+        `shared` is room with the engines; a critic has its own.
+        """
         rl = config.rl
         self.config, self.opening = config, opening
         self.rules, self.filters, self.pair_rules = recipe_functions(config)
         reference = start if config.objective.needs_reference else None
-        self.learners = LearnerGroup(config, start, reference, rl.weight_decay, rl.gradient_clip)
+        self.learners = LearnerGroup(config, start, reference, rl.weight_decay, rl.gradient_clip, shared=shared)
         self.critic = None
         if config.credit.needs_critic:
             self.critic = LearnerGroup(config, start, None, rl.weight_decay, rl.gradient_clip, critic=True)

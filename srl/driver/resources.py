@@ -43,9 +43,13 @@ def shortage(config: Config, nodes: Sequence[Node]) -> str | None:
     """
     there = "; ".join(str(node) for node in nodes)
     left = [Node(node.name, node.cpus, node.gpus, node.labels) for node in nodes]
-    parts = [("learner", "", config.learner), ("rollout", "", config.rollout), ("reward", "", config.reward)]
+    learner = config.learner
+    parts = [("learner", "", learner), ("rollout", "", config.rollout), ("reward", "", config.reward)]
+    if config.rollout.colocate:
+        both = learner.model_copy(update={"cpus": learner.cpus + config.rollout.cpus})
+        parts[:2] = [("learner", ", each with an engine beside it", both)]
     if config.credit.needs_critic:
-        parts.append(("learner", " again for the critic", config.learner))
+        parts.append(("learner", " again for the critic", learner))
     for role, again, part in sorted(parts, key=lambda item: (-getattr(item[2], "gpus", 0), -item[2].cpus)):
         gpus = getattr(part, "gpus", 0)
         for placed in range(part.workers):

@@ -37,7 +37,10 @@ MOST_GAP = 0.1  # mean |difference| of log-probabilities, nats per token; bfloat
 
 def train_policy(session: Session, problems: list[Problem], validation: list[Problem], say: Callable[[str], None]) -> None:
     """Stage 2 as the recipe says; writes the policy that did best on validation to checkpoints/rl."""
-    update = PolicyUpdate(session.config, start_folder(session.config, session.run.path), session.chat.opening(""))
+    if session.config.rollout.colocate:
+        session.stop_engines()  # learners load their model first
+    start = start_folder(session.config, session.run.path)
+    update = PolicyUpdate(session.config, start, session.chat.opening(""), session.room())
     train(Training(session, update, problems, validation, say))
     update.close()
 
@@ -161,14 +164,15 @@ class Training:
         clock.lap("rollout_s")
         self.session.grade(trajectories)
         extra = sample_extra(self.session, trajectories)
+        self.rest()
         clock.lap("reward_s")
         rate = settings.learning_rate * schedule(self.step, settings.steps, settings.warmup_steps, decay=False)
         age = policy_age(trajectories, self.session.pool().version)
         off_policy = age["policy_age_max"] > 0 or self.session.config.model.dtype == "bfloat16"
         updated = {**self.update.step(trajectories + extra, self.step, rate, off_policy), **age}
         clock.lap("learner_s")
-        if updated["optimizer_steps"]:
-            self.previous = self.session.pool().fleet.bundle if settings.previous_share else None
+        if updated["optimizer_steps"] or self.session.config.rollout.colocate:  # who sleeps has forgotten the weights
+            self.previous = self.session.pool().fleet.weights if settings.previous_share else None
             updated |= self.publish()
         clock.lap("weights_s")
         self.settle()
@@ -185,14 +189,22 @@ class Training:
 
     def publish(self) -> dict[str, float]:
         """Every rollout worker holds the learners' weights. Seconds and bytes of the parts of the way."""
+        self.rest()
         started = time.monotonic()
         self.version = max(self.version, self.session.pool().version) + 1
-        bundle = self.update.learners.publish(self.version)
+        weights = self.update.learners.publish(self.version)
         sent = time.monotonic()
-        parts = {**bundle.seconds, **self.session.pool().load_weights(bundle)}
+        parts = self.session.pool().load_weights(weights)
         done = time.monotonic()
         parts |= {"wait": done - sent - parts.get("transfer", 0.0) - parts.get("load", 0.0), "all": done - started}
-        return {**{f"sync_{name}_s": round(value, 4) for name, value in parts.items()}, "sync_bytes": bundle.size}
+        parts |= weights.seconds
+        return {**{f"sync_{name}_s": round(value, 4) for name, value in parts.items()}, "sync_bytes": weights.size}
+
+    def rest(self) -> None:
+        """Engines beside the learners sleep until weights come, when nothing is left for them to do."""
+        pool = self.session.pool()
+        if self.session.config.rollout.colocate and not pool.held.total():
+            pool.sleep()
 
     def settle(self) -> None:
         """The slots of what was trained are free, and the ledger's file says what became of each prompt."""

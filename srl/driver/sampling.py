@@ -16,7 +16,7 @@ def sample_mixed(session: Session, groups: list[list[Trajectory]], previous: Bun
     """The groups, sampled: `rl.previous_share` of each by the weights of `previous`, the rest by those that the pool holds."""
     settings, protocol, pool = session.config.rl, session.config.own_protocol, session.pool()
     old = round(settings.previous_share * settings.group)
-    current = pool.fleet.bundle
+    current = pool.fleet.weights
     pool.load_weights(previous)
     done = pool.generate(protocol, [trajectory for group in groups for trajectory in group[:old]], 1.0)
     pool.load_weights(current)

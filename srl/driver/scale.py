@@ -83,6 +83,7 @@ class Plan:
     concurrent: int
     learner_gib: float
     rollout_gib: float
+    colocated: bool
 
     @property
     def step_s(self) -> float:
@@ -197,6 +198,9 @@ def learner_s(shape: Shape, machine: Machine, work: Work, ranks: int) -> float:
 
 def plan_placement(config: Config, shape: Shape, machine: Machine, work: Work, devices: int, at_once: int) -> Plan | None:
     """The fastest split of `devices` into learner ranks and engines whose memory fits; None when none does."""
+    if config.rollout.colocate:
+        ranks = devices // (1 + config.credit.needs_critic)
+        return evaluate_split(config, shape, machine, work, (ranks, ranks, 1), at_once) if ranks else None
     best = None
     for tensor_parallel in (1, 2, 4, 8):
         if tensor_parallel > 1 and tensor_parallel > machine.per_node:
@@ -222,6 +226,10 @@ def evaluate_split(
     sampling = rollout_s(config, shape, machine, work, engines, tensor_parallel)
     if learner_gib > 0.95 * machine.memory_gib or math.isinf(sampling):
         return None
+    if config.rollout.colocate:
+        beside = state_bytes(config, shape, learners, config.objective.needs_reference) / 2**30
+        if beside > (0.95 - config.rollout.gpu_memory) * machine.memory_gib:
+            return None
     length = work.prompt_tokens + work.sampled_tokens
     weights = shape.parameters * bytes_each(config)
     held = concurrent_sequences(config, shape, machine, tensor_parallel, length)
@@ -232,11 +240,13 @@ def evaluate_split(
         sampling,
         work.trajectories * 2 / (config.reward.workers * GRADES_PER_S[config.task.name]),
         learner_s(shape, machine, work, learners),
-        # Gathered by one rank and put once; each engine pulls its own copy, all at the same time.
+        # Through the object store: gathered by one rank and put once, each engine pulls its own copy, all at the same time. `ipc`
+        # and `broadcast` move the same bytes over faster links, and were never timed on any.
         2 * weights / machine.sync_bandwidth,
         held,
         learner_gib,
         (weights / tensor_parallel + held * length * cache_bytes_per_token(config, shape) / tensor_parallel) / 2**30,
+        config.rollout.colocate,
     )
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import ray
 import ray.data
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from srl.config import Config, ConfigError
 from srl.driver.resources import alive_nodes, shortage
+from srl.learner.placement import shared_room
 from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import Chat, model_folder
@@ -32,6 +34,7 @@ class Session:
         self.base = model_folder(config.model.path)
         self.chat = Chat(self.base, config.prompts)
         self._pool: RolloutPool | None = None
+        self._room: PlacementGroup | None = None
         self._rewards: list | None = None
         self._holds = self.base
         self._told = ""  # phase in which the grader's alarm was said
@@ -39,8 +42,21 @@ class Session:
     def pool(self) -> RolloutPool:
         if self._pool is None:
             connect(self.config)
-            self._pool = RolloutPool(self.config, self.rewards())
+            self._pool = RolloutPool(self.config, self.rewards(), shared=self.room())
         return self._pool
+
+    def room(self) -> PlacementGroup | None:
+        """Where learner and engine i stand side by side (rollout.colocate); None when they stand apart."""
+        if self._room is None and self.config.rollout.colocate:
+            connect(self.config)
+            self._room = shared_room(self.config)
+        return self._room
+
+    def leave_room(self) -> None:
+        """Whoever is still in it ends."""
+        if self._room is not None and self._pool is None:
+            remove_placement_group(self._room)
+            self._room = None
 
     def rewards(self) -> list:
         if self._rewards is None:
@@ -94,6 +110,7 @@ class Session:
         if self._pool is not None:
             self._pool.close()
             self._pool, self._holds = None, self.base
+        self.leave_room()
 
     def close(self) -> None:
         self.run.close()

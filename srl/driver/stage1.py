@@ -123,7 +123,10 @@ def fit(session: Session, what: Fit, train: list[Example], validation: list[Exam
     """
     config, settings = session.config, session.config.sft
     session.rewards()
-    learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip, what.critic)
+    if config.rollout.colocate:
+        session.stop_engines()
+    room = session.room()
+    learners = LearnerGroup(config, session.base, None, settings.weight_decay, settings.gradient_clip, what.critic, room)
     lost = False
     for left in range(config.learner.retries, -1, -1):
         try:
@@ -137,6 +140,7 @@ def fit(session: Session, what: Fit, train: list[Example], validation: list[Exam
             say(f"{error}; going on from the last checkpoint")
             lost = True
     learners.close()
+    session.leave_room()
 
 
 def train_epochs(

@@ -18,7 +18,9 @@ from srl.learner.losses import Loss
 from srl.learner.model import TokenLogprobs, load_critic, load_model, save_folder
 from srl.observe.pulse import start_pulse
 from srl.protocols.chat import load_tokenizer
+from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.bundle import Bundle, send
+from srl.weights.stream import Outgoing, Part
 
 Metrics = dict[str, float]
 FROZEN = "frozen-"  # begins the kind of tensors in a checkpoint that belong to a frozen model
@@ -32,6 +34,8 @@ class Learner:
         self.frozen: dict[str, Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]] = {}
         self.moved: set[str] = set()  # frozen models that are no longer what `start` loaded
         self.counts: Counter[str] = Counter()
+        self.group: BroadcastGroup | None = None
+        self.outgoing: Outgoing | None = None
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
@@ -133,6 +137,44 @@ class Learner:
         """The current weights under that version (rank 0; the others only take part in gathering)."""
         buckets = self.engine.buckets(self.config.learner.bucket_mib * 2**20)
         return send(version, buckets, sender=self.rank == 0)
+
+    def open_link(self) -> tuple[str, int]:
+        """Where the members of a new broadcast group meet; rank 0 only."""
+        self.store, address = open_store(ray.util.get_node_ip_address(), self.config.learner.transfer_timeout_s)
+        return address
+
+    def join_link(self, size: int) -> None:
+        """Rank 0 becomes the sender of a group of `size`; returns when all have met."""
+        self._unlink()
+        self.group = BroadcastGroup(0, size, self.device, self.config.learner.transfer_timeout_s, self.store)
+
+    def begin_stream(self, version: int) -> None:
+        """The next `stage` is the first part of the current weights under that version."""
+        if self.outgoing is not None:
+            self.outgoing.drop()  # what a stream that failed has left
+        buckets = self.engine.buckets(self.config.learner.bucket_mib * 2**20)
+        sends = self.config.transfer == "ipc" or self.rank == 0
+        self.engine.free_cache()
+        self.outgoing = Outgoing(version, buckets, self.device, sends, self.config.transfer == "broadcast")
+
+    def stage(self) -> Part | None:
+        """The next part of the weights, made ready; None after the last and for ranks that only gather."""
+        return self.outgoing.stage(self.group)
+
+    def finish_stream(self) -> None:
+        """Returns when all parts were received; what they took of the GPU is free for others."""
+        self.outgoing.finish(self.group)
+        self.engine.free_cache()
+
+    def break_off(self) -> None:
+        """Forget a stream that failed, and the broadcast group."""
+        self.outgoing.drop()
+        self._unlink()
+
+    def _unlink(self) -> None:
+        if self.group is not None:
+            self.group.close()
+        self.group = None
 
     def save(self, folder: str) -> None:
         """Write a Hugging Face folder (weights in the configured type, tokenizer) that appears only when whole."""

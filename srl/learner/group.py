@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from srl.config import Config, ConfigError
@@ -13,8 +13,9 @@ from srl.learner.actor import Learner
 from srl.learner.batch import Example
 from srl.learner.losses import Loss
 from srl.learner.packing import pack
-from srl.learner.placement import reserve
+from srl.learner.placement import SHARE, learner_room
 from srl.weights.bundle import Bundle
+from srl.weights.stream import Part, Stream, last_line
 
 PING_S = 5.0  # for a rank that is alive and not busy to say so
 
@@ -29,13 +30,21 @@ class LearnerGroup:
     The model at `path` is trained (a critic: with a value head); the one at `reference` is frozen.
     """
 
-    def __init__(self, config: Config, path: str, reference: str | None, weight_decay: float, clip: float, critic: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        path: str,
+        reference: str | None,
+        weight_decay: float,
+        clip: float,
+        critic: bool = False,
+        shared: PlacementGroup | None = None,
+    ):
+        """`shared` is room for learner and engine i in bundle i; without it the group reserves its own."""
         self.config = config
         self.arguments = (path, reference, critic, weight_decay, clip)
-        learner = config.learner
-        bundle = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
-        who = f"{learner.workers} learners"
-        self.room = reserve([bundle] * learner.workers, learner.nodes, learner.start_timeout_s, "learner.start_timeout_s", who)
+        self.shared, self.room = shared is not None, shared or learner_room(config)
+        self.linked: frozenset[str] = frozenset()
         self._start()
 
     def _start(self) -> None:
@@ -44,7 +53,7 @@ class LearnerGroup:
             ray.remote(Learner)
             .options(
                 num_cpus=learner.cpus,
-                num_gpus=learner.gpus,
+                num_gpus=learner.gpus * (SHARE if self.shared else 1),
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.room, rank),
             )
@@ -52,6 +61,7 @@ class LearnerGroup:
             for rank in range(learner.workers)
         ]
         path, reference, critic, weight_decay, clip = self.arguments
+        self.linked = frozenset()
         address = self._get([self.ranks[0].address.remote()], "the first learner to start")[0]
         self._all("start", path, reference, critic, address, weight_decay, clip)
 
@@ -100,9 +110,36 @@ class LearnerGroup:
         results = self._get([rank.forward.remote(part, model) for rank, part in zip(self.ranks, parts, strict=True)], what)
         return {name: values for result in results for name, values in result.items()}
 
-    def publish(self, version: int) -> Bundle:
-        """The current weights for the rollout workers."""
+    def publish(self, version: int) -> Bundle | Stream:
+        """The current weights for the rollout workers: a copy in the object store, or what hands them over."""
+        if self.config.transfer == "store":
+            return self.whole(version)
+        self._all("begin_stream", version)
+        return Stream(version, self, self.config.transfer == "broadcast")
+
+    def whole(self, version: int) -> Bundle:
+        """A copy of the current weights in the object store."""
         return self._all("publish", version)[0]
+
+    def open_link(self) -> tuple[str, int]:
+        self.linked = frozenset()
+        return self._get([self.ranks[0].open_link.remote()], "the first learner to open a broadcast")[0]
+
+    def join_link(self, size: int) -> ray.ObjectRef:
+        return self.ranks[0].join_link.remote(size)
+
+    def stage(self) -> list[ray.ObjectRef]:
+        return [rank.stage.remote() for rank in self.ranks]
+
+    def staged(self, references: list[ray.ObjectRef]) -> list[Part | None]:
+        return self._get(references, "a part of the weights to be gathered", "transfer_timeout_s")
+
+    def finish(self) -> None:
+        self._all("finish_stream")
+
+    def break_off(self) -> None:
+        self.linked = frozenset()
+        self._all("break_off")
 
     def save(self, folder: Path) -> None:
         """A Hugging Face folder with the current weights."""
@@ -119,7 +156,8 @@ class LearnerGroup:
     def close(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
-        remove_placement_group(self.room)
+        if not self.shared:
+            remove_placement_group(self.room)
 
     def _split(self, examples: Sequence[Example]) -> list[list[list[Example]]]:
         lengths, units = [len(example.token_ids) for example in examples], [example.unit for example in examples]
@@ -129,12 +167,13 @@ class LearnerGroup:
     def _all(self, method: str, *arguments) -> list:
         return self._get([getattr(rank, method).remote(*arguments) for rank in self.ranks], f"learners to {method}")
 
-    def _get(self, references: list[ray.ObjectRef], what: str) -> list:
+    def _get(self, references: list[ray.ObjectRef], what: str, limit: str = "timeout_s") -> list:
         """Raises LearnerLost when a rank is dead, TimeoutError when one hangs, and a rank's own error as it is."""
+        timeout_s = getattr(self.config.learner, limit)
         try:
-            return ray.get(references, timeout=self.config.learner.timeout_s)
+            return ray.get(references, timeout=timeout_s)
         except GetTimeoutError:
-            raise TimeoutError(f"learner.timeout_s={self.config.learner.timeout_s:g}: waited for {what}") from None
+            raise TimeoutError(f"learner.{limit}={timeout_s:g}: waited for {what}") from None
         except RayActorError as error:
             raise LearnerLost(f"a learner died during {what}: {last_line(error)}") from error
         except RayTaskError as error:
@@ -153,10 +192,6 @@ class LearnerGroup:
             except RayActorError:
                 return True
         return False
-
-
-def last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def token_weight(examples: Sequence[Example]) -> float:

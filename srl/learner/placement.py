@@ -7,7 +7,9 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from srl.config import ConfigError
+from srl.config import Config, ConfigError
+
+SHARE = 0.5  # of a GPU, to Ray, that each of two actors has which share it
 
 
 def reserve(
@@ -42,3 +44,18 @@ def missing(bundles: Sequence[dict[str, float]], free: dict[str, float], present
     where = f" on nodes with the labels {nodes}" if nodes else ""
     each = " and ".join(f"{amount:g} {kind}" for kind, amount in bundles[0].items() if amount)
     return "; ".join(short) or f"no node{where} has {each} free for one actor"
+
+
+def learner_room(config: Config) -> PlacementGroup:
+    learner = config.learner
+    bundle = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
+    who = f"{learner.workers} learners"
+    return reserve([bundle] * learner.workers, learner.nodes, learner.start_timeout_s, "learner.start_timeout_s", who)
+
+
+def shared_room(config: Config) -> PlacementGroup:
+    """Bundle i is for learner rank i and engine i, on one GPU."""
+    learner, rollout = config.learner, config.rollout
+    bundle = {"CPU": learner.cpus + rollout.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
+    who = f"{learner.workers} learners, each with an engine beside it (rollout.colocate)"
+    return reserve([bundle] * learner.workers, learner.nodes, learner.start_timeout_s, "learner.start_timeout_s", who)

@@ -1,21 +1,27 @@
 """The one file that knows vLLM: token ids in, token ids and log-probabilities out, weights replaced between steps.
 
-Written against what vLLM 0.26 to 0.32 share.
+Written against what vLLM 0.27 to 0.32 share.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from srl.config import ModelConfig, RolloutConfig
+from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Bucket, Named, as_files, unpack
+from srl.weights.feed import Feed
+from srl.weights.share import shared_memory
+from srl.weights.stream import Link, receive_part
 
-SHARED_MEMORY = Path("/dev/shm")
 CPU_BLOCK = 32  # tokens in a block of the key-value cache; the CPU kernels want a multiple of 32
 
 
@@ -45,40 +51,78 @@ class Completion:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One bucket for vLLM's `update_weights`: as tensors, as a safetensors file, or as a part by place (`receive_part`)."""
+
+    tensors: Named = ()
+    file: str = ""
+    parts: dict[str, dict] = field(default_factory=dict)
+
+
 class WeightLoader:
     """Mixed into every vLLM worker, in whichever process it lives; called through `collective_rpc`.
 
-    Layer-wise reload is vLLM's way to load into weights that were repacked after the first load.
+    vLLM's worker drives a weight-transfer engine of ours by its own calls: `init_weight_transfer_engine` joins a broadcast,
+    `start_weight_update`, `update_weights` once per bucket, `finish_weight_update`.
     """
 
-    def start_weights(self) -> None:
-        from vllm.config import set_current_vllm_config
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+    def make_transfer(self) -> None:
+        self.weight_transfer_engine = bucket_transfer()(self)
 
-        with set_current_vllm_config(self.vllm_config):
-            initialize_layerwise_reload(self.model_runner.model)
+    def transfer_seconds(self) -> dict[str, float]:
+        """Of the last update: `transfer` (until parts were here and checked) and `load`."""
+        return dict(self.weight_transfer_engine.seconds)
 
-    def load_bucket(self, named: Named) -> None:
-        from vllm.config import set_current_vllm_config
 
-        with set_current_vllm_config(self.vllm_config):
-            self.model_runner.model.load_weights(iter(named))
+def bucket_transfer() -> type:
+    """The class of that engine: vLLM's own for CUDA IPC, layer-wise reload included, with other ways for a bucket to arrive."""
+    from vllm.config import WeightTransferConfig
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 
-    def load_file(self, path: str) -> None:
-        from safetensors.torch import load_file
+    class BucketTransfer(IPCWeightTransferEngine):
+        init_info_cls, update_info_cls = Link, Update
 
-        self.load_bucket(list(load_file(path).items()))
+        def __init__(self, worker: Any):
+            super().__init__(WeightTransferConfig("ipc"), worker.vllm_config, worker.device, worker.model_runner.get_model())
+            self.group: BroadcastGroup | None = None
+            self.seconds: Counter[str] = Counter()
 
-    def finish_weights(self) -> None:
-        from vllm.config import set_current_vllm_config
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+        def init_transfer_engine(self, link: Link) -> None:
+            self.shutdown()
+            rank = link.first_rank + self.parallel_config.rank
+            self.group = BroadcastGroup(rank, link.size, self.device, link.timeout_s, tuple(link.address))
 
-        with set_current_vllm_config(self.vllm_config):
-            finalize_layerwise_reload(self.model_runner.model, self.vllm_config.model_config)
+        def start_weight_update(self) -> None:
+            self.seconds.clear()
+            super().start_weight_update()
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            update = Update(**update_info)
+            started = time.monotonic()
+            named, transfer_s = update.tensors, 0.0
+            if update.file:
+                named = list(load_file(update.file).items())
+            elif update.parts:
+                named, transfer_s = receive_part(update.parts, self.device, self.group)
+            self.model.load_weights(iter(named))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds.update(transfer=transfer_s, load=time.monotonic() - started - transfer_s)
+
+        def finish_weight_update(self) -> None:
+            super().finish_weight_update()
             # An output layer tied to the embedding gets no tensor of its own, so its repacked copy would stay the old one.
-            head = getattr(self.model_runner.model, "lm_head", None)
+            head = getattr(self.model, "lm_head", None)
             if hasattr(head, "cpu_linear"):
                 head.quant_method.process_weights_after_loading(head)
+
+        def shutdown(self) -> None:
+            if self.group is not None:
+                self.group.close()
+            self.group = None
+
+    return BucketTransfer
 
 
 def prepare_environment(on_gpu: bool) -> None:
@@ -119,9 +163,10 @@ class Engine:
             **device_options(model, rollout),
         )
         self.engine = LLMEngine.from_engine_args(arguments)
+        self.engine.collective_rpc("make_transfer")
         self.own_process = rollout.gpus > 0
         self.stop_token_ids = stop_token_ids
-        self.version = 0
+        self.version, self.asleep = 0, False
         self.begun: dict[str, int] = {}  # weight version at the start of each running request
         self.fresh: list[str] = []  # submitted since the last step
 
@@ -153,38 +198,64 @@ class Engine:
         for request_id in request_ids:
             self.begun.pop(request_id, None)
 
-    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None:
-        """Replace all weights by those in the buckets.
+    def load_weights(self, buckets: Sequence[Bucket] | Feed, version: int) -> dict[str, float]:
+        """Replace all weights by those in the buckets; the seconds of their `transfer`, where vLLM fetched them, and `load`.
 
-        Running requests keep their tokens; their keys and values are computed again with the new weights.
+        Running requests keep their tokens; their keys and values are computed again with the new weights. An engine that sleeps
+        gets memory for its weights first, and for its cache when the weights are there, which may take what they came in.
         """
-        if self.own_process:
+        if self.asleep:
+            self.engine.wake_up(tags=["weights"])
+        elif self.own_process:
             self.engine.sleep(level=0, mode="keep")  # it would go on stepping with half of the weights
-        self.engine.collective_rpc("start_weights")
-        self._load(buckets)
-        self.engine.collective_rpc("finish_weights")
+        self.engine.collective_rpc("start_weight_update")
+        for update in self._updates(buckets):
+            self._update(update)
+        self.engine.collective_rpc("finish_weight_update")
+        seconds = self.engine.collective_rpc("transfer_seconds")
         if not self.engine.reset_prefix_cache(reset_running_requests=bool(self.begun)):
             raise RuntimeError("vLLM refused to clear its prefix cache, which belongs to the old weights")
-        if self.own_process:
-            self.engine.wake_up(tags=["scheduling"])
-        self.version = version
+        if self.asleep or self.own_process:
+            self.engine.wake_up(tags=["kv_cache", "scheduling"] if self.asleep else ["scheduling"])
+        self.version, self.asleep = version, False
         self.begun |= {request_id: version for request_id in self.fresh if request_id in self.begun}
+        return {name: max(each.get(name, 0.0) for each in seconds) for name in ("transfer", "load")}
 
-    def _load(self, buckets: Sequence[Bucket]) -> None:
-        """One call per bucket. Workers in this process read it where it lies; others map it as a file."""
-        if not self.own_process:
-            for bucket in buckets:
-                self.engine.collective_rpc("load_bucket", args=(unpack(bucket),))
+    def sleep(self) -> None:
+        """Give back the GPU's memory, weights and all, until weights are loaded. On CPU vLLM only pauses."""
+        if self.begun:
+            raise RuntimeError(f"{len(self.begun)} requests are running: the engine cannot sleep")
+        if not self.asleep:
+            self.engine.sleep(level=2)
+        self.asleep = True
+
+    def _update(self, update: dict[str, Any] | Link) -> None:
+        if isinstance(update, Link):
+            self.engine.collective_rpc("init_weight_transfer_engine", args=(asdict(update),))
             return
-        with tempfile.TemporaryDirectory(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-            for file in as_files(buckets, Path(folder)):
-                self.engine.collective_rpc("load_file", args=(str(file),))
+        try:
+            self.engine.collective_rpc("update_weights", args=(update,))
+        except Exception as error:
+            if "checksum" in str(error):  # from a worker in another process only the text comes
+                raise ValueError(str(error)) from error
+            raise
+
+    def _updates(self, buckets: Sequence[Bucket] | Feed) -> Iterator[dict[str, Any] | Link]:
+        """One per bucket. Workers in this process read it where it lies; others map it as a file, or fetch it themselves."""
+        if isinstance(buckets, Feed):
+            yield from (item if isinstance(item, Link) else {"parts": item} for item in buckets)
+        elif not self.own_process:
+            yield from ({"tensors": unpack(bucket)} for bucket in buckets)
+        else:
+            with tempfile.TemporaryDirectory(prefix="srl-weights-", dir=shared_memory()) as folder:
+                yield from ({"file": str(file)} for file in as_files(buckets, Path(folder)))
 
 
 def device_options(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
     """Engine arguments that depend on where it runs."""
     if rollout.gpus > 0:
-        return {"gpu_memory_utilization": rollout.gpu_memory, "tensor_parallel_size": rollout.tensor_parallel}
+        options = {"gpu_memory_utilization": rollout.gpu_memory, "tensor_parallel_size": rollout.tensor_parallel}
+        return {**options, "enable_sleep_mode": rollout.colocate}
     # Compiling costs half a minute and gains a few per cent on CPU. A prompt cut in two would make vLLM rewind the request's
     # random generator, which CPU generators cannot do. Only whole blocks are found again in the prefix cache: vLLM's 128 tokens
     # on CPU are longer than a short prompt.

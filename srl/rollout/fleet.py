@@ -10,13 +10,17 @@ import ray
 from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from srl.config import Config, ConfigError
+from srl.learner.placement import SHARE
 from srl.rollout.backlog import Order
 from srl.rollout.loop import EngineFailure
 from srl.rollout.thread import EngineHangs, Job
 from srl.rollout.worker import CALLS_AT_ONCE, MakeEngine, RolloutWorker, StaleWeights
 from srl.weights.bundle import Bundle
+from srl.weights.stream import Stream, failed, hand_over
 
 PAUSE_S = 0.2  # before an actor that is being restarted is asked again
 HEARTBEAT_S = 5.0  # longest time until a worker without news answers
@@ -26,6 +30,8 @@ DEATHS_PER_TRY = 3  # a worker that dies (retries + 1) times this often without 
 class State(Enum):
     STARTING = "starting"
     LOADING = "loading"
+    WAITING = "waiting"  # for the first part of weights that are handed over
+    ASLEEP = "asleep"
     UP = "up"
     GONE = "gone"
 
@@ -44,6 +50,7 @@ class Slot:
     counts: dict[str, int] = field(default_factory=dict)  # of its engine since it came up
     asked: float = 0.0  # when it was last asked whether it is up
     load_seconds: dict[str, float] = field(default_factory=dict)  # of the last weights
+    life: str = ""  # what the worker that waits calls itself; another one after each restart
 
     def call(self, name: str, *arguments) -> None:
         self.calls[getattr(self.worker, name).remote(*arguments)] = name, time.monotonic()
@@ -75,23 +82,18 @@ class Fleet:
     `counts`: deaths and hangs of workers, and what the engines of dead ones had counted.
     """
 
-    def __init__(self, config: Config, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine):
-        self.config, self.bundle = config, None
+    def __init__(
+        self, config: Config, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine, shared: PlacementGroup | None = None
+    ):
+        """`shared` is room for learner and engine i in bundle i; without it each actor goes where there is room."""
+        self.config, self.weights, self.shared = config, None, shared
         # Pickled apart, handles are no object references, of which Ray says at every start that a restart may miss them.
         self.arguments = cloudpickle.dumps(tuple(reward_actors)), make_engine
         self.counts: Counter[str] = Counter()
         self.any_up = time.monotonic()
         self.last_cause = ""
         rollout = config.rollout
-        self.actor = ray.remote(RolloutWorker).options(
-            num_cpus=rollout.cpus,
-            num_gpus=rollout.gpus,
-            label_selector=rollout.nodes,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=CALLS_AT_ONCE,
-        )
-        self.slots = [Slot(index, self.actor.remote(config, index, *self.arguments)) for index in range(rollout.workers)]
+        self.slots = [Slot(index, self._actor(index)) for index in range(rollout.workers)]
         try:
             ray.get([slot.worker.ready.remote() for slot in self.slots], timeout=rollout.start_timeout_s)
         except GetTimeoutError:
@@ -107,16 +109,32 @@ class Fleet:
         for slot in self.slots:
             slot.enter(State.UP)
 
+    def _actor(self, index: int) -> ActorHandle:
+        rollout = self.config.rollout
+        if self.shared:
+            place = {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.shared, index)}
+        else:
+            place = {"label_selector": rollout.nodes}
+        actor = ray.remote(RolloutWorker).options(
+            num_cpus=rollout.cpus,
+            num_gpus=rollout.gpus * (SHARE if self.shared else 1),
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=CALLS_AT_ONCE,
+            **place,
+        )
+        return actor.remote(self.config, index, *self.arguments)
+
     @property
     def version(self) -> int:
-        return self.bundle.version if self.bundle else 0
+        return self.weights.version if self.weights else 0
 
     def running(self) -> dict[int, list[Order]]:
         """Orders of each worker that can take more."""
         return {slot.index: [order for order, _ in slot.orders.values()] for slot in self.slots if slot.state is State.UP}
 
     def loading(self) -> bool:
-        return any(slot.state is State.LOADING for slot in self.slots)
+        return any(slot.state in (State.LOADING, State.WAITING) for slot in self.slots)
 
     def assign(self, index: int, orders: list[Order]) -> None:
         slot, now = self.slots[index], time.monotonic()
@@ -124,12 +142,30 @@ class Fleet:
         slot.call("add", [order.job for order in orders], self.version)
         self._listen(slot)
 
-    def load_weights(self, bundle: Bundle) -> None:
-        """Begin to load these weights into every worker; those that start now or later get them before any work."""
-        self.bundle = bundle
+    def load_weights(self, weights: Bundle | Stream) -> None:
+        """Begin to load these weights into every worker; those that start now or later get them before any work.
+
+        A stream begins when all that are up now wait for it; those that come later get its copy in the object store.
+        """
+        self.weights = weights
+        finish_first = self.config.rollout.weight_update == "finish"
         for slot in self.slots:
-            if slot.state is State.UP:
+            if slot.state not in (State.UP, State.ASLEEP):
+                continue
+            if isinstance(weights, Stream):
+                slot.enter(State.LOADING)
+                slot.call("begin_weights", weights.version, finish_first)
+            else:
                 self._load(slot)
+
+    def sleep(self) -> list[Event]:
+        """Every worker that is up gives its GPU's memory back until the next weights; returns when they have."""
+        calls = {slot.worker.sleep.remote(): slot for slot in self.slots if slot.state is State.UP}
+        timeout_s = self.config.rollout.timeout_s
+        lost = failed({call: slot.index for call, slot in calls.items()}, timeout_s, "an engine to sleep", "rollout.timeout_s")
+        for slot in calls.values():
+            slot.enter(State.ASLEEP)
+        return [event for index, why in lost.items() for event in self._kill(self.slots[index], "hangs", why)]
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """What was finished and what was lost; waits for news at most `timeout_s`.
@@ -150,6 +186,7 @@ class Fleet:
                 slot.asked = time.monotonic()
                 slot.call("ready")
             yield from self._late(slot)
+        yield from self._hand_over()
         self._check_any_up()
 
     def close(self) -> None:
@@ -167,17 +204,20 @@ class Fleet:
             if slot.state is State.STARTING and not isinstance(error, ActorDiedError):
                 return  # still on its way; asked again below
             if isinstance(error, ActorDiedError):  # not restarted by Ray: it failed while it started
-                slot.worker = self.actor.remote(self.config, slot.index, *self.arguments)
+                slot.worker = self._actor(slot.index)
             yield from self._down(slot, "deaths", cause(error))
         except RayTaskError as error:
-            if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | GetTimeoutError):
+            if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | TimeoutError):
                 raise
-            hangs = isinstance(error.cause, EngineHangs | GetTimeoutError)  # the latter of weights that do not arrive
+            hangs = isinstance(error.cause, EngineHangs | TimeoutError)  # the latter of weights that do not arrive
             yield from self._kill(slot, "hangs" if hangs else "deaths", cause(error))
         else:
             if name == "ready":
-                self._load(slot) if self.bundle else slot.enter(State.UP)
-            elif name == "load_weights":
+                self._load(slot) if self.weights else slot.enter(State.UP)
+            elif name == "begin_weights":
+                slot.life = result
+                slot.enter(State.WAITING)
+            elif name in ("load_weights", "end_weights"):
                 version, slot.load_seconds = result
                 self._load(slot) if version != self.version else slot.enter(State.UP)
             elif name == "collect":
@@ -196,15 +236,40 @@ class Fleet:
             slot.call("collect", HEARTBEAT_S)
 
     def _load(self, slot: Slot) -> None:
+        """From the object store."""
+        bundle = self.weights.bundle() if isinstance(self.weights, Stream) else self.weights
         slot.enter(State.LOADING)
-        slot.call("load_weights", self.bundle, self.config.rollout.weight_update == "finish")
+        slot.call("load_weights", bundle, self.config.rollout.weight_update == "finish")
+
+    def _hand_over(self) -> Iterator[Event]:
+        """When all that take part wait: part after part. A worker that does not get all is replaced.
+
+        Raises what the learners raise, when every worker that took part has been given up.
+        """
+        waiting = {slot.life: slot for slot in self.slots if slot.state is State.WAITING}
+        if not waiting or any("begin_weights" in (name for name, _ in slot.calls.values()) for slot in self.slots):
+            return
+        timeout_s = self.config.learner.transfer_timeout_s
+        workers = {life: slot.worker for life, slot in waiting.items()}
+        try:
+            lost = hand_over(self.weights, workers, self.config.rollout.tensor_parallel, timeout_s)
+        except Exception as error:
+            for slot in waiting.values():
+                yield from self._kill(slot, "hangs", f"weights {self.weights.version} were broken off: {cause(error)}")
+            raise
+        for life, slot in waiting.items():
+            if life in lost:
+                yield from self._kill(slot, "hangs", lost[life])
+            else:
+                slot.enter(State.LOADING)
+                slot.call("end_weights")
 
     def _late(self, slot: Slot) -> Iterator[Event]:
         """Give up a worker that does not answer, or takes too long for an order or for weights."""
         rollout, now = self.config.rollout, time.monotonic()
         if slot.state is State.STARTING and now - slot.since > rollout.start_timeout_s:
             yield from self._kill(slot, "hangs", f"rollout.start_timeout_s={rollout.start_timeout_s:g}: it did not start")
-        elif slot.state is State.LOADING and now - slot.since > rollout.timeout_s:
+        elif slot.state in (State.LOADING, State.WAITING) and now - slot.since > rollout.timeout_s:
             yield from self._kill(slot, "hangs", f"rollout.timeout_s={rollout.timeout_s:g}: weights did not load")
         elif any(now - begun > rollout.timeout_s for _, begun in slot.orders.values()):
             yield from self._kill(slot, "hangs", f"rollout.timeout_s={rollout.timeout_s:g}: a group did not end")
@@ -236,7 +301,7 @@ class Fleet:
         states = {slot.state for slot in self.slots}
         if states == {State.GONE}:
             raise RuntimeError(f"no rollout worker is left: {self.last_cause}")
-        if states & {State.UP, State.LOADING}:
+        if states - {State.GONE, State.STARTING}:
             self.any_up = time.monotonic()
         elif time.monotonic() - self.any_up > self.config.rollout.start_timeout_s:
             raise TimeoutError(

@@ -13,7 +13,9 @@ from srl.protocols.chat import Chat
 from srl.rollout.engine import Completion, Sampling
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
 from srl.weights.bucket import Bucket
+from srl.weights.feed import Feed
 
+Arriving = Sequence[Bucket] | Feed  # weights that are here, or that come part by part
 JUDGES_S = 0.05  # longest sleep when only judges work
 
 
@@ -25,7 +27,8 @@ class StepEngine(Interface):
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None: ...
     def step(self) -> list[Completion]: ...
     def abort(self, request_ids: list[str]) -> None: ...
-    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None: ...
+    def load_weights(self, buckets: Arriving, version: int) -> dict[str, float] | None: ...
+    def sleep(self) -> None: ...
 
 
 class EngineFailure(RuntimeError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
 
 from srl.config import Config
 from srl.rollout.backlog import Backlog, Lengths, Order
@@ -16,6 +17,7 @@ from srl.rollout.thread import Job
 from srl.rollout.worker import MakeEngine, configured_engine
 from srl.trajectory import StopReason, Trajectory
 from srl.weights.bundle import Bundle
+from srl.weights.stream import Stream
 
 Group = list[Trajectory]
 
@@ -44,10 +46,19 @@ class RolloutPool:
     - Of those who ask, `submit` or one `stream`, each is held at most `rollout.max_held` trajectories and what completes a group.
     """
 
-    def __init__(self, config: Config, reward_actors: Sequence[ActorHandle] = (), make_engine: MakeEngine = configured_engine):
-        """Protocols that ask for the gold answer need `reward_actors`. Raises ConfigError when not all workers start."""
+    def __init__(
+        self,
+        config: Config,
+        reward_actors: Sequence[ActorHandle] = (),
+        make_engine: MakeEngine = configured_engine,
+        shared: PlacementGroup | None = None,
+    ):
+        """Protocols that ask for the gold answer need `reward_actors`; `shared` is room with the learners.
+
+        Raises ConfigError when not all workers start.
+        """
         self.config = config
-        self.fleet = Fleet(config, reward_actors, make_engine)
+        self.fleet = Fleet(config, reward_actors, make_engine, shared)
         rollout = config.rollout
         self.backlog = Backlog(rollout.retries, max(1, round(AHEAD * rollout.max_sequences)))
         self.lengths = Lengths()
@@ -120,16 +131,24 @@ class RolloutPool:
                 progress(1)
         return [results[trajectory.id] for trajectory in trajectories]
 
-    def load_weights(self, bundle: Bundle) -> dict[str, float]:
+    def load_weights(self, weights: Bundle | Stream) -> dict[str, float]:
         """Give all workers these weights; returns the seconds of the slowest by part. Groups that finish meanwhile are kept.
 
         Workers that are down take them when they are back. A worker that does not within `rollout.timeout_s` is replaced.
+        Raises what the learners raise while they hand a stream over.
         """
-        self.fleet.load_weights(bundle)
+        self.fleet.load_weights(weights)
         while self.fleet.loading():
             self._move(NEWS_S)
         parts = {name for slot in self.fleet.slots for name in slot.load_seconds}
         return {name: max(slot.load_seconds.get(name, 0.0) for slot in self.fleet.slots) for name in sorted(parts)}
+
+    def sleep(self) -> None:
+        """All engines give their memory back until the next `load_weights`. Raises RuntimeError when there is work."""
+        if self.held.total():
+            raise RuntimeError(f"{self.held.total()} trajectories are not taken yet: engines cannot sleep")
+        for event in self.fleet.sleep():
+            self._try_again(event)
 
     def metrics(self) -> dict[str, int]:
         """Counts since the start: `deaths` and `hangs` of workers, `retried` groups, `failed` trajectories; `sampled_tokens`,

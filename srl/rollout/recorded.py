@@ -10,8 +10,8 @@ from pathlib import Path
 
 from srl.config import ConfigError
 from srl.rollout.engine import Completion, Sampling
+from srl.rollout.loop import Arriving
 from srl.trajectory import Trajectory, Turn, TurnKind, from_record, to_record
-from srl.weights.bucket import Bucket
 
 
 def append_trajectories(file: Path, trajectories: Sequence[Trajectory]) -> None:
@@ -61,8 +61,11 @@ class RecordedEngine:
     def abort(self, request_ids: list[str]) -> None:
         self.running = [request_id for request_id in self.running if request_id not in request_ids]
 
-    def load_weights(self, buckets: Sequence[Bucket], version: int) -> None:
+    def load_weights(self, buckets: Arriving, version: int) -> None:
         self.version = version
+
+    def sleep(self) -> None:
+        """There is no memory to give back."""
 
 
 def generations(trajectory: Trajectory) -> Iterator[tuple[str, list[int], Completion]]:

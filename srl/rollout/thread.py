@@ -3,14 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from srl.protocols.action import Protocol
-from srl.rollout.loop import TrajectoryLoop
+from srl.rollout.loop import Arriving, TrajectoryLoop
 from srl.trajectory import Trajectory
-from srl.weights.bucket import Bucket
 
 IDLE_S = 0.5  # longest nap of an idle loop
 
@@ -33,7 +32,7 @@ class Job:
 class Load:
     """Weights on their way in. With `finish_first`, what runs is finished under the old ones."""
 
-    buckets: Sequence[Bucket]
+    buckets: Arriving
     version: int
     finish_first: bool
     done: Future
@@ -77,12 +76,23 @@ class LoopThread:
             jobs.append(self.finished.get())
         return jobs
 
-    def load_weights(self, buckets: Sequence[Bucket], version: int, finish_first: bool) -> None:
-        """Returns when the engine holds these weights."""
+    def load_weights(self, buckets: Arriving, version: int, finish_first: bool) -> dict[str, float]:
+        """Returns when the engine holds these weights: what it says about the seconds of the parts of the way."""
         done: Future = Future()
         self.loads.add(done)
         self._check()  # from here on an error of the loop ends it too
         self.inbox.put(lambda: self._prepare(Load(buckets, version, finish_first, done)))
+        try:
+            return done.result()
+        finally:
+            self.loads.discard(done)
+
+    def sleep(self) -> None:
+        """Returns when the engine has given its memory back; the next weights wake it. Raises RuntimeError when there is work."""
+        done: Future = Future()
+        self.loads.add(done)
+        self._check()
+        self.inbox.put(lambda: self._sleep(done))
         try:
             done.result()
         finally:
@@ -150,7 +160,14 @@ class LoopThread:
     def _load(self, load: Load) -> None:
         self.loading = True
         try:
-            self.loop.engine.load_weights(load.buckets, load.version)
+            seconds = self.loop.engine.load_weights(load.buckets, load.version)
         finally:
             self.loading, self.load, self.loop.paused = False, None, False
-        load.done.set_result(None)
+        load.done.set_result(seconds or {})
+
+    def _sleep(self, done: Future) -> None:
+        if self.loop.busy:
+            done.set_exception(RuntimeError("an engine that has work cannot sleep"))
+            return
+        self.loop.engine.sleep()
+        done.set_result(None)

@@ -2,7 +2,9 @@
 
 import functools
 import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ray import cloudpickle
@@ -17,8 +19,11 @@ from srl.rollout.loop import Limits, StepEngine, TrajectoryLoop
 from srl.rollout.recorded import RecordedEngine, read_trajectories
 from srl.rollout.thread import Job, LoopThread
 from srl.weights.bundle import Bundle, receive
+from srl.weights.feed import Feed
+from srl.weights.stream import Link
 
-CALLS_AT_ONCE = 4  # ready, add, collect, load_weights
+CALLS_AT_ONCE = 4  # ready, add, collect, one about weights
+BEGIN_S = 0.1  # between two looks whether a load has ended before it began
 
 MakeEngine = Callable[[Config, Chat], StepEngine]
 
@@ -34,7 +39,7 @@ class RolloutWorker:
     """
 
     def __init__(self, config: Config, index: int, reward_actors: bytes, make_engine: MakeEngine):
-        self.config, self.index = config, index
+        self.config, self.index, self.life = config, index, uuid.uuid4().hex
         self.chat = Chat(model_folder(config.model.path), config.prompts)
         judges = make_judges(config, cloudpickle.loads(reward_actors))
         self.thread = LoopThread(
@@ -71,6 +76,30 @@ class RolloutWorker:
         here = time.monotonic()
         self.thread.load_weights(buckets, bundle.version, finish_first)
         return bundle.version, {"transfer": here - started, "load": time.monotonic() - here}
+
+    def begin_weights(self, version: int, finish_first: bool) -> str:
+        """Returns when the engine waits for the first part of these weights: the name of this life of the worker."""
+        self.feed = Feed(version, self.config.learner.transfer_timeout_s, self.config.rollout.timeout_s)
+        thread = ThreadPoolExecutor(1, "load-weights")
+        self.loading = thread.submit(self.thread.load_weights, self.feed, version, finish_first)
+        thread.shutdown(wait=False)
+        while not self.feed.opened.wait(BEGIN_S):
+            if self.loading.done():
+                self.loading.result()
+        return self.life
+
+    def load_part(self, part: dict[str, dict] | Link) -> None:
+        """Returns when the engine has loaded this part, or taken part in the link."""
+        self.feed.put(part, self.loading)
+
+    def end_weights(self) -> tuple[int, dict[str, float]]:
+        """After the last part: the version and what `load_weights` returns with it."""
+        self.feed.close()
+        return self.feed.version, self.loading.result(self.config.learner.transfer_timeout_s)
+
+    def sleep(self) -> None:
+        """Give the GPU's memory back until the next weights come."""
+        self.thread.sleep()
 
     def counts(self) -> dict[str, int]:
         """Tokens since the start: in prompts of all turns, of these found in the prefix cache, and sampled."""

@@ -21,15 +21,17 @@ class BroadcastGroup:
     Other groups of a process may be at work beside it: what this one waits for never waits for them.
     """
 
-    def __init__(
-        self, rank: int, size: int, device: torch.device, timeout_s: float, store: dist.Store | None, address: tuple[str, int]
-    ):
-        """Returns when all are there and one byte has come through. Raises TimeoutError when not all come."""
+    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float, meet: dist.Store | tuple[str, int]):
+        """`meet` is the store for who has opened it, its address for the others.
+
+        Returns when all are there and some bytes have come through. Raises TimeoutError when not all come.
+        """
         self.rank, self.size, self.device, self.timeout_s = rank, size, device, timeout_s
         limit = timedelta(seconds=timeout_s)
         try:
-            store = store or dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=limit)
-            meeting = dist.PrefixStore("weights", store)
+            own = isinstance(meet, dist.Store)
+            self.store = meet if own else dist.TCPStore(*meet, is_master=False, wait_for_workers=False, timeout=limit)
+            meeting = dist.PrefixStore("weights", self.store)
             if device.type == "cuda":
                 torch.cuda.set_device(device)
                 options = dist.ProcessGroupNCCL.Options()
@@ -41,8 +43,7 @@ class BroadcastGroup:
         except (RuntimeError, dist.DistError) as error:
             who = f"rank {rank} waited for all {size} members of a weight transfer"
             raise TimeoutError(f"learner.transfer_timeout_s={timeout_s:g}: {who}: {error}") from error
-        self.store = store
-        self.wait(self.begin(torch.zeros(16, dtype=torch.uint8, device=device)), "the first byte of a weight transfer")
+        self.wait(self.begin(torch.zeros(16, dtype=torch.uint8, device=device)), "the first bytes of a weight transfer")
 
     def begin(self, flat: torch.Tensor) -> dist.Work:
         """Send, or receive into, uint8 [size]; keep it until `wait` has returned."""

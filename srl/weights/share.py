@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 
-SHARED_MEMORY = Path("/dev/shm")
 DEVICE_ARGUMENT = 6  # of torch's `rebuild_cuda_tensor`: what the opening process calls the GPU
+
+
+def shared_memory() -> Path | None:
+    """Where a file is memory; None if this host has no such place."""
+    return folder if (folder := Path("/dev/shm")).is_dir() else None
 
 
 class Lent:
@@ -20,7 +24,7 @@ class Lent:
         if device.type == "cuda":
             self.flat = torch.empty(size, dtype=torch.uint8, device=device)
             return
-        handle, name = tempfile.mkstemp(prefix="srl-weights-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+        handle, name = tempfile.mkstemp(prefix="srl-weights-", dir=shared_memory())
         os.close(handle)
         self.file = Path(name)
         self.flat = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
