@@ -1,7 +1,9 @@
 """Buckets in one piece: laid out, checked, opened by another process, broadcast between real processes."""
 
+import inspect
 import multiprocessing
 import os
+import pickle
 import re
 import socket
 import time
@@ -10,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.flat import CHUNK, MASK, STEP, cut, digest, fill, lay_out
@@ -95,6 +98,16 @@ def test_lent_memory_is_opened_by_another_process_without_a_copy_and_leaves_no_f
     here.send("closed")
     assert here.recv() == expected
     process.join()
+
+
+def opened(*arguments) -> tuple:
+    return arguments
+
+
+def test_the_memory_of_a_gpu_is_opened_under_the_number_that_the_opening_process_gives_that_gpu():
+    sent = ["tensor", "size", "stride", "offset", "storage", "type", 0, "handle"]
+    assert open_lent(pickle.dumps((opened, tuple(sent))), torch.device("cuda", 3)) == (*sent[:6], 3, "handle")
+    assert list(inspect.signature(rebuild_cuda_tensor).parameters)[6:8] == ["storage_device", "storage_handle"]
 
 
 def member(rank: int, size: int, address: tuple, answer, last: bool) -> None:
