@@ -86,6 +86,7 @@ class RolloutWorker:
         while not self.feed.opened.wait(BEGIN_S):
             if self.loading.done():
                 self.loading.result()
+                raise RuntimeError(f"weights {version}: the engine does not take them part by part")
         return self.life
 
     def load_part(self, part: dict[str, dict] | Link) -> None:
