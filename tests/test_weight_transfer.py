@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def new_session(runs: str, *settings: str) -> Session:
-    config = load_config(None, [runs, *SMALL, *settings])
+    config = load_config(None, [runs, f"run.name={settings[0].rpartition('=')[2]}", *SMALL, *settings])
     connect(config)
     return Session(config, RunDirectory(config))
 
@@ -70,7 +70,7 @@ def test_a_broadcast_from_sharded_learners_reaches_an_engine_and_one_that_restar
 
 
 def test_an_engine_beside_its_learner_sleeps_while_it_trains_and_wakes_with_the_weights_in_its_memory(runs: str):
-    session = new_session(runs, "rollout.colocate=true", "learner.transfer=ipc", "rollout.cpus=1", "learner.cpus=1")
+    session = new_session(runs, "learner.transfer=ipc", "rollout.colocate=true", "rollout.cpus=1", "learner.cpus=1")
     learners = LearnerGroup(session.config, session.base, None, 0.0, 1.0, shared=session.room())
     for version in (1, 2):
         sync(session, learners, version)
