@@ -256,7 +256,7 @@ def test_what_an_early_stop_leaves_in_the_engines_is_dropped(tmp_path, monkeypat
     config = load_config(None, [*asked, f"rl.ahead={ahead}", f"rl.patience={patience}"])
     (tmp_path / "checkpoints").mkdir()
     session = Session(config, tmp_path, World(), 0)
-    training = Training(session, Update(session.world), PROBLEMS, [], lambda text: None)
+    training = Training(session, Update(session.world, session.pool()), PROBLEMS, [], lambda text: None)
     rl.train(training)
     assert training.step == (2 if patience else STEPS) and session.stopped is stopped
 

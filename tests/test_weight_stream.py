@@ -22,7 +22,7 @@ from srl.weights.share import Lent
 from srl.weights.stream import Link, Outgoing, Stream, hand_over, receive_part
 
 CPU = torch.device("cpu")
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 def weights(change: float = 0.0) -> dict[str, torch.Tensor]:
