@@ -202,7 +202,7 @@ def rounds(pairs: list[Pair]) -> Iterator[list[Pair]]:
 
 def processor_seconds(grader: Grader) -> float:
     """Of this process and the grader's."""
-    pids = [worker.process.pid for worker in grader.pool.workers]
+    pids = [worker.pid for worker in grader.pool.workers]
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
     return time.process_time() + sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 

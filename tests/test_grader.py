@@ -234,8 +234,8 @@ def processor_seconds(grader: Grader) -> dict[int, float]:
     """Used by the grader's processes, by their ids."""
     found = {}
     for worker in grader.pool.workers:
-        fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
-        found[worker.process.pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        found[worker.pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return found
 
 

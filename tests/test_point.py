@@ -32,6 +32,9 @@ from srl.reward.point import Unread, value
         (r"2 \ln{e}", 2),
         (r"\tan \frac{\pi}{4} + 1", 2),
         (r"\exp(2\pi i)", 1),
+        (r"\lfloor\frac{7}{2}\rfloor n", 3 * value("n")),
+        (r"2 - \lceil \sqrt{5} \rceil", -1),
+        (r"\log_{2} 8 + \log _3(9)", 5),
     ],
 )
 def test_expressions_have_their_values(text: str, expected: complex) -> None:
@@ -43,7 +46,7 @@ def test_expressions_have_their_values(text: str, expected: complex) -> None:
     ["", "1/2x", r"1\frac{1}{2}", "2 3", "x^23", "2^3^4", r"\text{a}", "2x=1", "5%", "(1", "1)", "{1", r"\sqrt[3]{-8}"]
     + ["9^{9^{9}}", "1/0", "1,2", "(1,2)", "|x|", "3!!", "1e400", "()", r"2^\frac{1}{2}", r"\sqrt17", "x_10", "E_1", r"\frac"]
     + [r"\sin x y", r"\sin x^2", r"\sin(x)^2", r"\sin^{-1}(x)", r"\log x", "sqrt(2)", "2pi", "5 cm", "alpha", "(-1)!", "I"]
-    + [r"\Gamma(d)"],
+    + [r"\Gamma(d)", r"\lfloor 3 \rfloor", r"\lceil \frac{7}{2} \rfloor", r"\lfloor i \rfloor", r"\log_1 2", r"\log_x 2"],
 )
 def test_whatever_is_ambiguous_or_unknown_is_not_read(text: str) -> None:
     with pytest.raises((Unread, ArithmeticError, ValueError)):

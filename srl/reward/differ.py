@@ -10,24 +10,30 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from srl.reward.equation import Equation, solutions_differ
-from srl.reward.point import SYMBOL, Unread, apart, value
-from srl.reward.spelling import NOT_A_UNIT, values
+from srl.reward.equation import Equation, says_more, solutions_differ
+from srl.reward.point import SYMBOL, Unread, apart, symbol_name, symbols, value
+from srl.reward.spelling import IN_TEXT, NOT_A_UNIT, values
 
 LONGEST = 400  # characters
 MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
-DEFINITION = re.compile(rf"({SYMBOL}(?:\([A-Za-z]\))?) ?(?:=|\\in(?![a-z])) ?(.+)")
+ANGLE = r"\angle"
+DEFINITION = re.compile(rf"({SYMBOL}(?:\([A-Za-z]\))?|{re.escape(ANGLE)}(?: ?{SYMBOL})+) ?(?:=|\\in(?![a-z])) ?(.+)")
 SPACING = re.compile(r"\\(?:left|right|q?quad)(?![a-z])|(?<!\\)\\[,;: ]|~")
 UNION = re.compile(r"\\cup(?![a-z])")
 UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z. ]+)\}(?:\s*\^\s*\{?[23]\}?)?$")
 PERCENT = re.compile(r"\s*\\?%$")
 MIXED = re.compile(r"(-?)(\d+) ?\\[dt]?frac\{(\d+)\}\{(\d+)\}")  # 1\frac{1}{2} is one and a half
 THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
+NO_NUMBERS = re.compile(r"[A-Za-z ,.'()-]+")
+NUMBER_WORDS = re.compile(r"\b(?:pi|inf|infty|infinity|i|e|oo)\b", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 class Element(NamedTuple):
-    """`name`: the x of x = 5, which is an equation too; `kind`: number, percent, row, or equation (without numbers)."""
+    """`name`: the x of x = 5, which is an equation too; `kind`: number, percent, row, or equation (without numbers).
+
+    In an equation f(x) is the product of f and x: where that has different solutions, so has any function.
+    """
 
     name: str
     kind: str
@@ -37,6 +43,30 @@ class Element(NamedTuple):
 
 def surely_differ(left: str, right: str) -> bool:
     """Whether two normalised answers have different values; False where that is not sure."""
+    if is_text(left) or is_text(right):
+        return is_text(left) != is_text(right) and has_number(left if is_text(right) else right)
+    return all(read_differ(one, other) for one, other in product(readings(left), readings(right)))
+
+
+def is_text(answer: str) -> bool:
+    """Whether it is words, or letters of choices, that are no number."""
+    text = IN_TEXT.fullmatch(answer)
+    return text is not None and NO_NUMBERS.fullmatch(text[1]) is not None and not NUMBER_WORDS.search(text[1])
+
+
+def has_number(answer: str) -> bool:
+    return bool(elements(answer)) and re.search(r"\d", re.sub(r"_(?:\w|\{\w+\})", "", answer)) is not None
+
+
+def readings(answer: str) -> tuple[str, ...]:
+    """(3,331) is a pair to some and 3331 to others."""
+    found = THOUSANDS.findall(answer)
+    if len(found) != 1 or found[0].count(",") != 1:
+        return (answer,)
+    return tuple(THOUSANDS.sub(found[0].replace(",", comma), answer) for comma in ("", ", "))
+
+
+def read_differ(left: str, right: str) -> bool:
     first, second = elements(left), elements(right)
     if not first or not second:
         return False
@@ -60,14 +90,35 @@ def without_partner(these: Sequence[Element], others: Sequence[Element]) -> bool
 
 
 def differ(left: Element, right: Element) -> bool:
-    if "equation" in (left.kind, right.kind) or (left.name and right.name and left.name != right.name):
-        return left.equation is not None and right.equation is not None and solutions_differ(left.equation, right.equation)
+    renamed = bool(left.name and right.name and left.name != right.name)
+    if renamed or "equation" in (left.kind, right.kind):
+        return equations_differ(left, right) or (renamed and angles_differ(left, right))
     if "percent" in (left.kind, right.kind) and {left.kind, right.kind} <= {"number", "percent"}:  # 28 % is 28 and 0.28
         scales = [(1, 0.01) if element.kind == "percent" else (1,) for element in (left, right)]
         return all(apart(left.numbers[0] * one, right.numbers[0] * other) for one, other in product(*scales))
     if len(left.numbers) != len(right.numbers):
         return True
     return any(apart(one, other) for one, other in zip(left.numbers, right.numbers, strict=True))
+
+
+def equations_differ(left: Element, right: Element) -> bool:
+    if left.equation and right.equation:
+        if calls(left, right.equation) or calls(right, left.equation):
+            return False
+        return solutions_differ(left.equation, right.equation)
+    equation, other = (left, right) if left.kind == "equation" else (right, left)
+    return equation.kind == "equation" and other.kind in ("number", "row") and says_more(equation.equation, other.numbers)
+
+
+def calls(definition: Element, equation: Equation) -> bool:
+    """Whether an equation has the f of f(x) = x in it: nobody says if that is f(y) = y, or f = x."""
+    function, parenthesis, _ = definition.name.partition("(")
+    return bool(parenthesis) and symbol_name(function) in symbols(" ".join(equation))
+
+
+def angles_differ(left: Element, right: Element) -> bool:
+    angles = all(element.name.startswith(ANGLE) and element.kind == "number" for element in (left, right))
+    return angles and apart(*left.numbers, *right.numbers)
 
 
 @lru_cache(maxsize=8192)
@@ -87,7 +138,7 @@ def element(text: str) -> Element:
         body = element(definition[2])
         if body.name or body.equation:  # x = y = 1
             raise Unread
-        equation = (definition[1], definition[2]) if body.kind == "number" and definition[1][-1] != ")" else None
+        equation = (definition[1], definition[2]) if body.kind == "number" and not definition[1].startswith(ANGLE) else None
         return body._replace(name=re.sub(r"[\s{}]", "", definition[1]).lower(), equation=equation)
     if (unit := UNIT.search(text)) and not NOT_A_UNIT.search(unit[1]):
         text = text[: unit.start()]

@@ -1,10 +1,13 @@
 """Whether two equations surely have different solutions, from one solution of one of them."""
 
+from collections.abc import Sequence
+
 from srl.reward.point import Unread, apart, symbols, value
 
 START = (1.7, 2.3)
 STEPS = 60
 SOLVED = 1e-13  # relative
+NEARLY = 1e-3  # relative
 
 Equation = tuple[str, str]  # both sides
 
@@ -23,6 +26,26 @@ def solutions_differ(equation: Equation, other: Equation) -> bool:
             continue
         return apart(left, right)
     return False
+
+
+def says_more(equation: Equation, numbers: Sequence[complex]) -> bool:
+    """Whether an equation surely says something else than these numbers, which neither solve it nor are a side of it."""
+    try:
+        left, right = map(value, equation)
+        names = symbols(" ".join(equation))
+        if not apart(left, right):  # it may hold for all numbers
+            return False
+        if len(numbers) == 1 and not (apart(numbers[0], left) and apart(numbers[0], right)):
+            return False
+        return len(names) > 1 or not all(solves(number, equation, names) for number in numbers)
+    except (Unread, ArithmeticError, ValueError):
+        return False
+
+
+def solves(number: complex, equation: Equation, names: set[str]) -> bool:
+    """As far as one can tell: a number that nearly does may do so exactly."""
+    left, right = (value(side, dict.fromkeys(names, number)) for side in equation)
+    return abs(left - right) < NEARLY * (1 + abs(left) + abs(right))
 
 
 def solve(equation: Equation, name: str) -> float:

@@ -1,9 +1,10 @@
 r"""The value of an expression at one point: enough to tell most wrong answers from the gold without a parser generator or sympy.
 
 Reads a strict part of LaTeX in which nothing is ambiguous: numbers, letters and Greek letters with their subscripts, `\pi`,
-`+ - * / ^ !`, `\cdot`, `\times`, `\frac`, `\sqrt`, `\binom`, elementary functions of an argument that is marked as such,
-parentheses and products by juxtaposition. Every symbol has a fixed value, i that of the imaginary unit and e that of Euler's
-number. Different values prove that two expressions differ; equal ones prove nothing here.
+`+ - * / ^ !`, `\cdot`, `\times`, `\frac`, `\sqrt`, `\binom`, floor and ceiling, logarithms that say their base, elementary
+functions of an argument that is marked as such, parentheses and products by juxtaposition. Every symbol has a fixed value, i
+that of the imaginary unit and e that of Euler's number. Different values prove that two expressions differ; equal ones prove
+nothing here.
 """
 
 import cmath
@@ -16,6 +17,7 @@ LONGEST = 200  # characters
 APART = 1e-6  # relative: more than floating point loses, and as much as the comparison forgives
 LARGEST = 1e250
 DIGITS = "0123456789."
+ENDS = ("+", "-", "^", ")", "}", "]", "\\rfloor", "\\rceil")  # of a product
 INFINITY = 1e50
 
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -33,6 +35,7 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "ln": cmath.log,
     "exp": cmath.exp,
 }
+ROUNDED = {"\\lfloor": (math.floor, "\\rfloor"), "\\lceil": (math.ceil, "\\rceil")}
 GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
     "|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
@@ -42,7 +45,8 @@ SYMBOL = rf"(?:[A-Za-z]|\\mathcal\{{[A-Z]\}}|\\(?:hbar|(?:var)?(?:{GREEK}))(?![A
 SYMBOL_ALONE = re.compile(SYMBOL)
 TOKENS = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)"
-    rf"|(?P<command>\\(?:[cdt]?frac|[dt]?binom|sqrt|cdot|times|pi|infty|{'|'.join(FUNCTIONS)})(?![A-Za-z]))"
+    rf"|(?P<command>\\(?:[cdt]?frac|[dt]?binom|sqrt|cdot|times|pi|infty|[lr](?:floor|ceil)|{'|'.join(FUNCTIONS)})(?![A-Za-z]))"
+    r"|(?P<logarithm>\\log\s*_\s*(?:\d|\{\d+\}))"
     rf"|(?P<symbol>{SYMBOL})|(?P<sign>[-+*/^(){{}}\[\]!]))"
 )
 # math-verify makes commands of some words that lack their backslash, and takes others for units.
@@ -124,7 +128,7 @@ class Reader:
             elif self.next == "/":
                 self.take()
                 value, divided = value / self.power(), True
-            elif self.next and self.next not in "+-^)}]":
+            elif self.next and self.next not in ENDS:
                 # 1/2x is read by some as half an x and by others as one over 2x; 2 3 is no product; 1\frac{1}{2} is a sum.
                 if divided or self.next[0].isdigit() or self.next == "[" or ("frac" in self.next and self.taken[0] in DIGITS):
                     raise Unread
@@ -167,9 +171,21 @@ class Reader:
             return complex(math.pi)
         if token == "\\infty":
             return complex(INFINITY)
+        if token in ROUNDED:
+            return self.rounded(*ROUNDED[token])
+        if token.startswith("\\log"):
+            base = math.log(int(re.sub(r"\D", "", token)))
+            return self.function(lambda argument: cmath.log(argument) / base)
         if token[1:] in FUNCTIONS:
             return self.function(FUNCTIONS[token[1:]])
         return self.symbol(token)
+
+    def rounded(self, function: Callable[[float], int], closing: str) -> complex:
+        argument = self.sum()
+        self.take(closing)
+        if argument.imag or abs(argument.real - round(argument.real)) < APART * (1 + abs(argument)):  # who knows on which side?
+            raise Unread
+        return complex(function(argument.real))
 
     def function(self, function: Callable[[complex], complex]) -> complex:
         """Of an argument in parentheses or braces, or of one atom with which the term ends: who knows what sin x y is?"""
@@ -185,7 +201,7 @@ class Reader:
                 raise Unread
         else:
             argument = self.atom()
-            if self.next not in ("", "+", "-", ")", "}", "]"):
+            if self.next and (self.next not in ENDS or self.next == "^"):
                 raise Unread
         return function(argument) ** exponent
 

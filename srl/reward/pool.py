@@ -1,28 +1,24 @@
 """Worker processes that can be killed, and the comparisons that wait for them."""
 
 import json
-import os
 import selectors
 import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from srl.reward.template import START_S, Template
 from srl.trajectory import Outcome
 
-START_S = 120.0  # a process imports sympy and proves itself in about two seconds; a machine may be busy
 PATIENCE = 4  # deadlines, which are of processor time, before a worker is killed that has not answered, on a busy machine too
 IN_FLIGHT = 2  # comparisons that a worker has: the next one waits in its pipe
 TRIES = 4  # at a comparison whose worker died: then it is what kills them
 NEAR = 32  # comparisons among which a worker looks for one whose gold it has parsed
 FAILED_STARTS = 20  # in a row
-PACKAGE = Path(__file__).parents[2]
 
 
 class Comparison(NamedTuple):
@@ -70,29 +66,21 @@ class Batch:
 class Worker:
     """One process, what it was sent and has not answered, and since when it has been at the first of these."""
 
-    def __init__(self, deadline_s: float, memory_mib: int) -> None:
-        # Pure Python integers: those of gmpy2 ignore alarms. One order of sets in every process: the same answer every time.
-        settings = {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "srl.reward.worker", str(deadline_s), str(memory_mib)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **settings, "PYTHONPATH": path},
-        )
-        os.set_blocking(self.process.stdout.fileno(), False)
+    def __init__(self, template: Template) -> None:
+        """Raises OSError as the template does."""
+        self.template = template
+        self.connection, self.pid = template.fork()
         self.sent: deque[int] = deque()
         self.gold: str | None = None  # of the last comparison sent
         self.since = time.monotonic()
-        self.ready = False
+        self.ready = False  # it says so before it reads anything
         self.answered = 0
         self.rest = b""
 
     def send(self, index: int, comparison: Comparison) -> bool:
         """False if the process is dead."""
         try:
-            self.process.stdin.write(json.dumps(comparison._asdict()).encode() + b"\n")
-            self.process.stdin.flush()
+            self.connection.sendall(json.dumps(comparison._asdict()).encode() + b"\n")
         except OSError:
             return False
         if not self.sent:
@@ -104,17 +92,22 @@ class Worker:
     def replies(self) -> tuple[list[dict[str, Any]], bool]:
         """What it has written since the last call, and whether it still runs."""
         try:
-            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            data = self.connection.recv(1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return [], True
+        except ConnectionError:  # it left something unread
+            data = b""
         *lines, self.rest = (self.rest + data).split(b"\n")
         return [json.loads(line) for line in lines], bool(data)
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
+    def kill(self) -> int | None:
+        """Its exit code; None where that died with its template."""
+        self.connection.close()
+        try:
+            return self.template.end(self.pid)
+        except OSError:
+            self.template.kill()
+            return None
 
 
 class WorkerPool:
@@ -122,6 +115,7 @@ class WorkerPool:
 
     def __init__(self, processes: int, deadline_s: float, memory_mib: int, recycle_after: int) -> None:
         self.processes, self.deadline_s, self.memory_mib, self.recycle_after = processes, deadline_s, memory_mib, recycle_after
+        self.template: Template | None = None
         self.workers: list[Worker] = []
         self.killed = 0  # at the deadline
         self.died = 0  # of anything else
@@ -134,14 +128,14 @@ class WorkerPool:
             try:
                 return self._compare(comparisons)
             except BaseException:
-                self._kill_all()  # their replies would be taken for the next call's
+                self._end()  # their replies would be taken for the next call's
                 raise
 
     def warm(self) -> None:
         """Start all processes and wait until they are ready. Raises RuntimeError as `compare`."""
         with self.lock:
             while len(self.workers) < self.processes:
-                self.workers.append(Worker(self.deadline_s, self.memory_mib))
+                self.workers.append(self._worker())
             while not all(worker.ready for worker in self.workers):
                 self._step(Batch([]))
 
@@ -160,31 +154,51 @@ class WorkerPool:
             late = self._late(worker)
             if alive and not late:
                 continue
-            worker.kill()
             # The kernel ends one that is past its processor time and cannot stop itself.
-            self._account(worker, late or worker.process.returncode == -signal.SIGXCPU, batch)
-            self.workers[place] = Worker(self.deadline_s, self.memory_mib)
+            late |= worker.kill() == -signal.SIGXCPU
+            self._account(worker, late, batch)
+            self.workers[place] = self._worker()
+
+    def _worker(self) -> Worker:
+        """Raises RuntimeError when there is no template to be had, or it gets a known pair wrong."""
+        while True:
+            try:
+                self.template = self.template or Template(self.deadline_s, self.memory_mib)
+                return Worker(self.template)
+            except OSError as error:
+                if self.template:
+                    self.template.kill()
+                    self.template = None
+                self._failed_start(error)
+
+    def _failed_start(self, cause: object) -> None:
+        self.failed_starts += 1
+        if self.failed_starts >= FAILED_STARTS:
+            raise RuntimeError(f"{FAILED_STARTS} grading workers in a row died or hung at their start ({cause})")
 
     def close(self) -> None:
         with self.lock:
-            self._kill_all()
+            self._end()
 
-    def _kill_all(self) -> None:
+    def _end(self) -> None:
+        if self.template:
+            self.template.kill()
+            self.template = None
         for worker in self.workers:
-            worker.kill()
+            worker.connection.close()
         self.workers.clear()
 
     def _feed(self, batch: Batch) -> None:
         """Keep every worker busy; one that has answered enough is replaced when it has nothing left to answer."""
         waiting = batch.waiting
         while len(self.workers) < min(self.processes, len(waiting)):
-            self.workers.append(Worker(self.deadline_s, self.memory_mib))
-        share = -(-len(waiting) // max(1, sum(worker.ready for worker in self.workers)))
+            self.workers.append(self._worker())
+        share = -(-len(waiting) // max(1, len(self.workers)))
         for place, worker in enumerate(self.workers):
             if worker.answered >= self.recycle_after and not worker.sent:
                 worker.kill()
-                self.workers[place] = Worker(self.deadline_s, self.memory_mib)
-            elif worker.ready and worker.answered < self.recycle_after:
+                self.workers[place] = self._worker()
+            elif worker.answered < self.recycle_after:
                 while waiting and len(worker.sent) < min(IN_FLIGHT, share):
                     index = batch.take(worker.gold, {other.gold for other in self.workers if other is not worker})
                     if not worker.send(index, batch.comparisons[index]):
@@ -197,7 +211,7 @@ class WorkerPool:
         limits = [worker.since + self._limit(worker) for worker in self.workers if worker.sent or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in self.workers:
-                selector.register(worker.process.stdout, selectors.EVENT_READ)
+                selector.register(worker.connection, selectors.EVENT_READ)
             selector.select(max(0.0, min(limits, default=now) - now))
 
     def _collect(self, worker: Worker, batch: Batch) -> bool:
@@ -205,8 +219,6 @@ class WorkerPool:
         lines, alive = worker.replies()
         for line in lines:
             worker.since = time.monotonic()
-            if "failed" in line:
-                raise RuntimeError(f"a grading worker refuses to start: {line['failed']}")
             if "ready" in line:
                 worker.ready, self.failed_starts = True, 0
                 continue
@@ -225,10 +237,7 @@ class WorkerPool:
         """What a dead worker had not answered waits again; the first of it, which it was at, may be what killed it."""
         unanswered = list(worker.sent)
         if not worker.ready:
-            self.failed_starts += 1
-            if self.failed_starts >= FAILED_STARTS:
-                code = worker.process.returncode
-                raise RuntimeError(f"{FAILED_STARTS} grading workers in a row died or hung at their start (exit code {code})")
+            self._failed_start(f"process {worker.pid}")
         elif late and unanswered:
             self.killed += 1
             batch.replies[unanswered.pop(0)] = Reply(Outcome.TIMEOUT, 1000 * self._limit(worker))

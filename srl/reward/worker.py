@@ -1,19 +1,23 @@
-"""A process that compares by algebra: `python -m srl.reward.worker DEADLINE_S MEMORY_MIB`, JSON lines in and out.
+"""A process that compares by algebra and forks itself: `python -m srl.reward.worker DEADLINE_S MEMORY_MIB` (`template.py`).
 
-It is made to be killed. It limits its own memory, gives up a comparison at the deadline, and has the kernel end it within a
-second after that should Python be unable to. The deadline is of processor time, which it measures itself: on a machine that is
-busy with other work a comparison takes longer and comes out the same. Whoever started it kills it if it does nothing at all.
+The template only forks: what it has imported, parsed and compared to prove itself is ready in its workers, which start in
+milliseconds. A worker, JSON lines in and out, is made to be killed. It limits its own memory, gives up a comparison at the
+deadline, and has the kernel end it within a second after that should Python be unable to. The deadline is of processor time,
+which it measures itself: on a machine that is busy with other work a comparison takes longer and comes out the same. Whoever
+asked for it has it killed if it does nothing at all.
 """
 
+import gc
 import json
 import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 
-# Answer, gold, whether they are equal: every new worker has to get these right before it is given any other. They are of many
+# Answer, gold, whether they are equal: a template has to get these right before it forks. They are of many
 # kinds, because the parser learns its grammar by using it: the first answer of each kind takes ten times as long.
 GOLDEN = [
     (r"\frac{2}{4}+x", r"x+\frac{1}{2}", True),
@@ -48,22 +52,58 @@ class Deadline(BaseException):
 
 def main() -> None:
     deadline_s, memory_mib = float(sys.argv[1]), int(sys.argv[2])
-    # Libraries print what they like; the replies go where only this file writes.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # libraries print what they like
     logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the connection
     signal.signal(signal.SIGPROF, give_up)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         prove()
     except Exception as error:
-        print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=replies)
+        control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         raise
+    gc.collect()
+    gc.freeze()  # what is there stays; workers share its memory
+    control.send(json.dumps({"failed": None}).encode())
+    if connection := serve(control):
+        work(connection, deadline_s, memory_mib)
+
+
+def serve(control: socket.socket) -> socket.socket | None:
+    """Fork a worker for each connection that is sent, end those that are named. In a worker returns its connection."""
+    workers = set()
+    while True:
+        data, connections, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        request = json.loads(data or b"null")
+        if request is None:  # whoever started this is gone
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            return None
+        if "fork" in request:
+            pid = os.fork()
+            if not pid:
+                control.close()
+                return socket.socket(fileno=connections[0])
+            os.close(connections[0])
+            workers.add(pid)
+            reply = {"pid": pid}
+        else:
+            os.kill(request["end"], signal.SIGKILL)  # nobody else waits for it, so that the number is still its own
+            _, status = os.waitpid(request["end"], 0)
+            workers.remove(request["end"])
+            reply = {"code": os.waitstatus_to_exitcode(status)}
+        control.send(json.dumps(reply).encode())
+
+
+def work(connection: socket.socket, deadline_s: float, memory_mib: int) -> None:
+    """Answer until nobody asks any more."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20,) * 2)
-    print(json.dumps({"ready": os.getpid()}), file=replies)
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line), deadline_s)), file=replies)
+    with connection, connection.makefile("r") as requests:
+        connection.sendall(json.dumps({"ready": os.getpid()}).encode() + b"\n")
+        for line in requests:
+            connection.sendall(json.dumps(answer(json.loads(line), deadline_s)).encode() + b"\n")
 
 
 def give_up(*_: object) -> None:
