@@ -20,6 +20,8 @@ from srl.reward.differ import elements, surely_differ
         (r"x=1 \text{ or } x=2", [("x", "number", (1,)), ("x", "number", (2,))]),
         (r"\left\{1, (2,3)\right\}", [("", "number", (1,)), ("", "row", (2, 3))]),
         (r"(5,6) \cup [0,1) \cup (1,2]", [("", "row", (0, 2, 5, 6))]),
+        (r"x \geqslant \frac{1}{2}", [("x>=", "inequality", (0.5,))]),
+        ("5 > x", [("x<", "inequality", (5,))]),
     ],
 )
 def test_answers_are_lists_of_elements(text: str, expected: list[tuple]) -> None:
@@ -39,7 +41,9 @@ def test_answers_are_lists_of_elements(text: str, expected: list[tuple]) -> None
         r"\pm 3",
         r"(2,1) \cup (3,4)",
         r"\{1\} \cup (3,4)",
-        "x>5",
+        "1<x<5",
+        "x>y",
+        "2x>5",
     ],
 )
 def test_whatever_may_be_meant_in_two_ways_has_no_elements(text: str) -> None:
@@ -77,6 +81,11 @@ def test_whatever_may_be_meant_in_two_ways_has_no_elements(text: str) -> None:
         ("2x=10", "5"),
         ("2x=10", "10"),
         ("f(x)=x+1", "f(t)=t+1"),
+        ("x>5", r"(5,\infty)"),
+        ("x>5", r"x \geq 5"),
+        ("x>5", "5<x"),
+        ("x>5", "x=6"),
+        ("x>5", "2x>11"),
         ("f(t)=2t", "f-2t=0"),
         ("y(t)=2t", "y=2t"),
         (r"\angle A B C=90", "90"),
@@ -131,6 +140,9 @@ def test_equal_values_and_unread_texts_prove_nothing(left: str, right: str) -> N
         ("x^2=4", "(-2,3)"),
         ("2x=10", "4"),
         ("x+2y=3", "(1,2)"),
+        ("x>5", r"6 < x"),
+        (r"k \geqslant 2", r"k \ge 3"),
+        ("x>5", "5"),
         (r"m \frac{d v}{d t}+b v=f", r"\left( \frac{3}{2}, -13 \right)"),
         ("f(n)=n, g(n)=1", "f(n)=n"),
         ("f(n)=2n+1007", "11x + 6y + 5z + 86 = 0"),

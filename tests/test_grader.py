@@ -63,6 +63,10 @@ def rows(name: str) -> list[dict]:
         ("4:30 PM", r"\text{4:30 p.m.}"),
         (r"\$15,000", "15000"),
         (r"\frac{25}{13}", r"1\frac{12}{13}"),
+        ("15.975", r"\frac{639}{40}"),
+        ("x_1 = 0.5", r"\frac{1}{2}"),
+        ("42", r"\theta=42"),
+        (r"11\sqrt2", r"11\sqrt{2}"),
     ],
 )
 def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> None:
@@ -85,6 +89,8 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
         ("43, 42", "42"),
         ("(5,3)", "(3,5)"),
         ("y=5", "x=5"),
+        ("x=6", "5"),
+        ("x=0.33", r"\frac{1}{3}"),
         ("0.28", "28"),
         ("40_8", "40_9"),
         (r"\text{(D)}", r"\text{(E)}"),

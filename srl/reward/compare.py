@@ -5,6 +5,7 @@ from fractions import Fraction
 
 from srl.reward.differ import surely_differ
 from srl.reward.gold import Gold, split_unit, unit_name, without_measure
+from srl.reward.point import SYMBOL, symbol_name
 from srl.reward.refusals import LONGEST_ANSWER, too_explosive
 from srl.reward.spelling import (
     ELLIPSIS,
@@ -21,6 +22,7 @@ from srl.trajectory import Outcome
 
 BRACKETED = re.compile(r"(?:\\left)?\s*(?:[(\[]|\\\{|\\begin)")
 BASED = re.compile(r"(\w+)_\{?(\d+)\}?")  # 2516_8
+ASSIGNED = re.compile(rf"(?![eEiI])({SYMBOL}) ?= ?([^=]+)")  # x = 5
 SHORTHAND = re.compile(r"\\[pm][pm](?![a-z])|\\cup|\\in(?![a-z])|=|<|>|\\[lg]eq?(?![a-z])")  # may stand for several values
 RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
 
@@ -89,7 +91,23 @@ def same_numbers(left: str, right: str, error: float = 0.0) -> bool | None:
     number, wanted = plain_fraction(left), plain_fraction(right)
     if number is not None and wanted is not None:
         return close(number, wanted, error, exact=True)
-    return None
+    if ASSIGNED.fullmatch(left) or ASSIGNED.fullmatch(right):
+        return same_assigned(left, right, error)
+    # Of a fraction and a decimal that is not quite equal, algebra knows how much to forgive.
+    return True if (value := rational(left)) is not None and value == rational(right) else None
+
+
+def same_assigned(left: str, right: str, error: float) -> bool | None:
+    """Whether two numbers are equal of which at least one has a name, as in x = 5; None if their names differ."""
+    parts = [ASSIGNED.fullmatch(side) for side in (left, right)]
+    names = {symbol_name(part[1]) for part in parts if part}
+    if len(names) > 1:
+        return None
+    return same_numbers(*(normalise(part[2]) if part else side for part, side in zip(parts, (left, right), strict=True)), error)
+
+
+def rational(text: str) -> Fraction | None:
+    return number if (number := plain_number(text)) is not None else plain_fraction(text)
 
 
 def close(left: Fraction, right: Fraction, error: float, exact: bool) -> bool:

@@ -11,7 +11,7 @@ from itertools import product
 from typing import NamedTuple
 
 from srl.reward.equation import Equation, says_more, solutions_differ
-from srl.reward.point import SYMBOL, Unread, apart, symbol_name, symbols, value
+from srl.reward.point import SYMBOL, SYMBOL_ALONE, Unread, apart, symbol_name, symbols, value
 from srl.reward.spelling import IN_TEXT, NOT_A_UNIT, values
 
 LONGEST = 400  # characters
@@ -20,6 +20,11 @@ ANGLE = r"\angle"
 DEFINITION = re.compile(rf"({SYMBOL}(?:\([A-Za-z]\))?|{re.escape(ANGLE)}(?: ?{SYMBOL})+) ?(?:=|\\in(?![a-z])) ?(.+)")
 SPACING = re.compile(r"\\(?:left|right|q?quad)(?![a-z])|(?<!\\)\\[,;: ]|~")
 UNION = re.compile(r"\\cup(?![a-z])")
+ORDER = {"<": "<", r"\lt": "<", ">": ">", r"\gt": ">"} | {
+    rf"\{order}e{rest}": f"{sign}=" for order, sign in ("l<", "g>") for rest in ("", "q", "qslant")
+}
+INEQUALITY = re.compile(rf"(.+?)({'|'.join(map(re.escape, sorted(ORDER, key=len, reverse=True)))})(?![a-z])(.+)")
+TURNED = str.maketrans("<>", "><")
 UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z. ]+)\}(?:\s*\^\s*\{?[23]\}?)?$")
 PERCENT = re.compile(r"\s*\\?%$")
 MIXED = re.compile(r"(-?)(\d+) ?\\[dt]?frac\{(\d+)\}\{(\d+)\}")  # 1\frac{1}{2} is one and a half
@@ -30,7 +35,9 @@ DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 class Element(NamedTuple):
-    """`name`: the x of x = 5, which is an equation too; `kind`: number, percent, row, or equation (without numbers).
+    """`name`: the x of x = 5, which is an equation too; `kind`: number, percent, row, inequality, or equation (without numbers).
+
+    An inequality between a symbol and a number has a name such as x>=.
 
     In an equation f(x) is the product of f and x: where that has different solutions, so has any function.
     """
@@ -90,10 +97,15 @@ def without_partner(these: Sequence[Element], others: Sequence[Element]) -> bool
 
 
 def differ(left: Element, right: Element) -> bool:
+    kinds = {left.kind, right.kind}
+    if "inequality" in kinds:
+        if len(kinds) == 1:
+            return left.name == right.name and apart(*left.numbers, *right.numbers)
+        return "number" in kinds and not (left.equation or right.equation)
     renamed = bool(left.name and right.name and left.name != right.name)
-    if renamed or "equation" in (left.kind, right.kind):
+    if renamed or "equation" in kinds:
         return equations_differ(left, right) or (renamed and angles_differ(left, right))
-    if "percent" in (left.kind, right.kind) and {left.kind, right.kind} <= {"number", "percent"}:  # 28 % is 28 and 0.28
+    if "percent" in kinds and kinds <= {"number", "percent"}:  # 28 % is 28 and 0.28
         scales = [(1, 0.01) if element.kind == "percent" else (1,) for element in (left, right)]
         return all(apart(left.numbers[0] * one, right.numbers[0] * other) for one, other in product(*scales))
     if len(left.numbers) != len(right.numbers):
@@ -145,6 +157,8 @@ def element(text: str) -> Element:
     if matrix := MATRIX.fullmatch(text):
         cells = [cell for row in matrix[2].split("\\\\") for cell in row.split("&")]
         return Element("", "row", tuple(map(value, cells)))
+    if (inequality := INEQUALITY.fullmatch(text)) and not re.search("[<>=]", inequality[1] + inequality[3]):
+        return inequality_between(inequality[1].strip(), ORDER[inequality[2]], inequality[3].strip())
     if text.count("=") == 1:
         left, _, right = text.partition("=")
         value(left), value(right)
@@ -158,6 +172,15 @@ def element(text: str) -> Element:
     if PERCENT.search(text):
         return Element("", "percent", (value(PERCENT.sub("", text)),))
     return Element("", "number", (value(text),))
+
+
+def inequality_between(left: str, order: str, right: str) -> Element:
+    """Raises Unread unless it is between a symbol and a number."""
+    if SYMBOL_ALONE.fullmatch(right):
+        left, order, right = right, order.translate(TURNED), left
+    if not SYMBOL_ALONE.fullmatch(left) or symbols(right) or left[0] in "eEiI":
+        raise Unread
+    return Element(symbol_name(left) + order, "inequality", (value(right),))
 
 
 def union(parts: Sequence[Element]) -> Element:

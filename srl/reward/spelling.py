@@ -24,6 +24,7 @@ IN_UNITS = re.compile(  # 5.4 \text{ cents}, 15\mbox{ cm}^2
     rf"({SIGN}\d[\d.,]*)\s*\\(?:text|textrm|mathrm|mbox)\s*\{{[~\s]*([A-Za-z][A-Za-z. ]*)\}}(?:\s*\^\s*\{{?[23]\}}?)?"
 )
 SHORT_FRACTION = re.compile(r"\\([dt]?frac)\s*(\d)\s*(?:(\d)|(?=\{))")  # \frac65, \frac9{19}
+SHORT_ROOT = re.compile(r"\\sqrt\s*(\d)(?![\d.])")  # \sqrt2
 NOT_A_UNIT = re.compile(  # words that change the number before them
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"
     r"|than|choose|sin|cos|tan|log|exp|pi|from|with)\b",
@@ -60,6 +61,7 @@ def normalise(answer: str) -> str:
     if len(text) <= LONGEST_NUMBER:
         text = plain_spelling(text)
     text = SHORT_FRACTION.sub(lambda match: rf"\{match[1]}{{{match[2]}}}" + (f"{{{match[3]}}}" if match[3] else ""), text)
+    text = SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
     text = EULER_SUBSCRIPT.sub(r"\\mathcal{\1}_", SUBSCRIPT.sub(r"_{\1}", text))
     text = BARE_POWER.sub(r"^{\1}", text.replace("np.arc", r"\arc"))
