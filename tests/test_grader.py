@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,10 @@ import pytest
 
 from srl.config import RewardConfig
 from srl.reward.answer import last_boxed, stated_answer
+from srl.reward.compare import decide
 from srl.reward.gold import read_gold, write_gold
 from srl.reward.grader import Grader
+from srl.reward.pool import Comparison
 from srl.reward.rules import apply_grades, final_outcome, grade_request
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
@@ -203,6 +206,49 @@ def test_threads_and_event_loops_get_the_same_grades(grader: Grader) -> None:
         thread.join(60)
     asyncio.run(grade_in_loop())
     assert found == {"one": expected, "two": expected, "loop": expected}
+
+
+def test_what_is_decided_without_algebra_is_what_algebra_says(grader: Grader) -> None:
+    kinds = [
+        "{a}",
+        "{a}.5",
+        r"\frac{{{a}}}{{{b}}}",
+        "x = {a}",
+        "x={a}.5",
+        r"x = \frac{{{a}}}{{{b}}}",
+        "y = {a}",
+        "2x = {a}",
+        "x^2 = {a}",
+    ]
+    kinds += [
+        "({a},{b})",
+        "[{a},{b})",
+        "({a},00{b})",
+        r"\{{{a}, {b}\}}",
+        "{a}, {b}",
+        "x > {a}",
+        r"x \geq {a}",
+        "{a} < x",
+        r"{a}\%",
+    ]
+    kinds += [
+        r"{a}\sqrt{b}",
+        r"\lfloor \frac{{{a}}}{{{b}}} \rfloor",
+        r"\log_{{2}} {a}",
+        r"\text{{no}}",
+        r"\text{{A, B}}",
+        "2^{a}",
+    ]
+    kinds += [r"\angle A B C = {a}", r"\angle A C B = {a}", "f(x) = x+{a}", "x+{a}", "y = x+{a}", "x + 2y = {a}", "x={a}, y={b}"]
+    rng, decided = random.Random(0), {}
+    while len(decided) < 200:
+        answer, gold = (rng.choice(kinds).format(a=rng.randint(1, 2), b=rng.randint(1, 2)) for _ in range(2))
+        outcome, left = decide(answer, read_gold(gold))
+        if outcome is not None and (answer, gold) not in decided:
+            decided[answer, gold] = outcome, Comparison(left, read_gold(gold).answer)
+    replies = grader.pool.compare([comparison for _, comparison in decided.values()])
+    for (pair, (outcome, _)), reply in zip(decided.items(), replies, strict=True):
+        assert (outcome is Outcome.CORRECT) is (reply.outcome is Outcome.CORRECT), pair
 
 
 def test_the_grader_agrees_with_the_labelled_cases(grader: Grader, capsys: pytest.CaptureFixture[str]) -> None:
