@@ -41,18 +41,23 @@ def start(folder: Path, settings: list[str]) -> subprocess.Popen:
 def finish(folder: Path, settings: list[str]) -> Path:
     """Start, or continue to the end; the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    if code := start(folder, settings).wait(PATIENCE_S):
-        raise RuntimeError(f"the run ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+    check_ended(start(folder, settings).wait(PATIENCE_S), folder)
     return folder / "tiny"
 
 
+def check_ended(code: int, folder: Path) -> None:
+    if code:
+        raise RuntimeError(f"the run ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+
+
 def kill_once(folder: Path, settings: list[str], rng: random.Random) -> str:
-    """Start and kill; what had been done then, or "" when the run ended before."""
+    """Start and kill; what had been done then, or "" when the run came to its end before. Raises RuntimeError when it failed."""
     process = start(folder, settings)
     begun = time.monotonic()
     moment = begun + START_S * rng.random() if rng.random() < 0.2 else None
     while moment is None or time.monotonic() < moment:
         if process.poll() is not None:
+            check_ended(process.returncode, folder)
             return ""
         if time.monotonic() - begun > PATIENCE_S:
             raise TimeoutError(f"{folder}: no step after {PATIENCE_S:g} s")
@@ -72,6 +77,7 @@ def disturbed(folder: Path, kills: int, seed: int, settings: list[str]) -> tuple
     rng, done = random.Random(seed), []
     while len(done) < kills and (moment := kill_once(folder, settings, rng)):
         done.append(moment)
+        print(f"kill {len(done)}: {moment}", file=sys.stderr, flush=True)
     return finish(folder, settings), done
 
 
