@@ -12,6 +12,7 @@ every kill the seconds until a step was recorded and until one that had never be
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -128,6 +129,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*", default=["rl.steps=40"])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended in any case
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-nodes-", dir="/tmp"))  # Ray's socket names have a limit
     result = experiment(folder, options.victims, options.seed, options.settings)
     print(json.dumps(result, indent=1))

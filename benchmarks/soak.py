@@ -249,6 +249,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended in any case
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     soak = Soak(folder, options.settings, 60 * options.every, options.seed)

@@ -25,6 +25,7 @@ from srl.learner import checkpoint
 from srl.learner.group import LearnerLost
 from srl.observe.records import append_line, read_lines
 from srl.observe.scalars import Scalars
+from srl.rollout.fleet import WeightsLost
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind
 from srl.weights.bundle import Bundle
@@ -33,15 +34,17 @@ from srl.weights.bundle import Bundle
 class World:
     """Counts what happens outside the driver, and may end the process at any of it with kill -9."""
 
-    def __init__(self, moment: int | None = None, lost: frozenset[int] = frozenset()):
-        self.moment, self.lost, self.count = moment, lost, 0
+    def __init__(self, moment: int | None = None, lost: frozenset[int] = frozenset(), missed: frozenset[int] = frozenset()):
+        self.moment, self.lost, self.missed, self.count = moment, lost, missed, 0
 
-    def tick(self, learner: bool = False) -> None:
+    def tick(self, learner: bool = False, rollout: bool = False) -> None:
         self.count += 1
         if self.count == self.moment:
             os.kill(os.getpid(), signal.SIGKILL)
         if learner and self.count in self.lost:
             raise LearnerLost("a learner died during a test")
+        if rollout and self.count in self.missed:
+            raise WeightsLost("a rollout worker started when the learner was dead")
 
 
 class Pool:
@@ -66,13 +69,13 @@ class Pool:
         self.held[0] += sum(map(len, groups))
 
     def completed(self, timeout_s: float) -> list[list[Trajectory]]:
-        self.world.tick()
+        self.world.tick(rollout=True)
         group = self.running.pop(self.rng.randrange(len(self.running)))
         self.held[0] -= len(group)
         return [group]
 
     def load_weights(self, bundle: Bundle) -> dict[str, float]:
-        self.world.tick()
+        self.world.tick(rollout=True)
         self.fleet.weights, self.weights, self.asleep = bundle, bundle.buckets, False
         return {"transfer": 0.0, "load": 0.0}
 
@@ -324,6 +327,14 @@ def test_engines_beside_the_learners_sleep_in_every_step_also_after_a_loss_and_t
     for moment in range(3, beside.world.count, 7):
         lost = play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment})), colocate=True)
         assert lost.value == value and set(lost.beside) == {"asleep"}
+
+
+def test_a_rollout_worker_that_misses_the_weights_of_a_dead_learner_costs_no_more_than_the_learner(tmp_path_factory):
+    value, moments = whole(tmp_path_factory.mktemp("alone"))
+    for moment in moments[8:]:
+        folder = tmp_path_factory.mktemp("missed")
+        assert play(folder, 0, World(missed=frozenset({moment}))).value == value
+        assert trained(folder) == list(range(STEPS * PROMPTS))
 
 
 def test_learners_that_keep_dying_end_the_run_with_the_settings_name(tmp_path):

@@ -13,9 +13,10 @@ from test_rollout_faults import SlowEngine, all_completed, groups, new_weights, 
 from srl.config import load_config
 from srl.driver.session import connect
 from srl.protocols.chat import Chat, model_folder
-from srl.rollout.fleet import State
+from srl.rollout.fleet import State, WeightsLost
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import chain_problems
+from srl.weights.bundle import Bundle
 
 pytestmark = pytest.mark.long
 
@@ -60,6 +61,14 @@ def openings() -> list[tuple[str, list[int]]]:
     return [(problem.prompt_id, chat.opening(problem.question)) for problem in chain_problems("test", 100, 7, 3, 4)]
 
 
+@ray.remote
+class Owner:
+    """Makes weights, as the first learner does."""
+
+    def weights(self, version: int) -> Bundle:
+        return new_weights(version)
+
+
 def states(pool: RolloutPool) -> list[State]:
     return [slot.state for slot in pool.fleet.slots]
 
@@ -87,13 +96,38 @@ def test_what_a_lost_node_had_goes_to_the_other_and_its_worker_starts_again_on_t
         time.sleep(0.2)
     pool.config.rollout.start_timeout_s = 300
     back = cluster.add_node(**NODE)
-    deadline = time.monotonic() + WAIT_S
-    while states(pool) != [State.UP, State.UP] and time.monotonic() < deadline:
-        assert pool.completed(0) == []
-        time.sleep(0.2)
+    all_up(pool)
     assert node_of(pool, 0) == back.node_id
     rest = groups(openings, "node", 100)[40:]
     found += list(pool.stream("intrinsic", rest, 1.0))
     assert lost.counts, "the worker that came back had no part in it"
     assert {t.id: t.token_ids() for (t,) in found} == undisturbed and len(found) == 100
     assert versions(found) == {1} and pool.metrics()["failed"] == 0
+
+
+def test_a_worker_that_starts_when_the_weights_are_gone_with_their_node_says_so_and_takes_the_next_ones(cluster, pool, openings):
+    elsewhere = cluster.add_node(num_cpus=1, labels={"srl-role": "learner"}, object_store_memory=80 * 2**20)
+    owner = Owner.options(num_cpus=1, label_selector={"srl-role": "learner"}).remote()
+    pool.load_weights(ray.get(owner.weights.remote(2), timeout=WAIT_S))
+    pool.submit("intrinsic", groups(openings, "before", 40), 1.0)
+    worker_node = next(node for node in cluster.list_all_nodes() if node.node_id == node_of(pool, 0))
+    cluster.remove_node(elsewhere, allow_graceful=False)
+    cluster.remove_node(worker_node, allow_graceful=False)
+    cluster.add_node(**NODE)
+    with pytest.raises(WeightsLost, match="weights 2 are gone"):
+        all_completed(pool)
+        all_up(pool)
+    pool.load_weights(new_weights(3))
+    all_completed(pool)
+    all_up(pool)
+    found = list(pool.stream("intrinsic", groups(openings, "after", 20), 1.0))
+    assert len(found) == 20 and versions(found) == {3} and pool.metrics()["failed"] == 0
+
+
+def all_up(pool: RolloutPool) -> None:
+    """Until both workers are up."""
+    deadline = time.monotonic() + WAIT_S
+    while states(pool) != [State.UP, State.UP]:
+        assert time.monotonic() < deadline, states(pool)
+        assert pool.completed(0) == []
+        time.sleep(0.2)

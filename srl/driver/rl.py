@@ -27,6 +27,7 @@ from srl.observe.alarms import alarms, behaviour
 from srl.observe.records import append_line
 from srl.protocols.chat import model_folder
 from srl.reward.rules import final_outcome
+from srl.rollout.fleet import WeightsLost
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, Trajectory
 from srl.weights.bundle import Bundle
@@ -59,7 +60,7 @@ def train(training: "Training") -> None:
                 prepare = None
             else:
                 training.one_step()
-        except LearnerLost as error:
+        except (LearnerLost, WeightsLost) as error:
             losses += 1
             if losses > retries:
                 raise RuntimeError(f"learner.retries={retries}: {error}") from error
@@ -113,7 +114,10 @@ class Training:
         self.flow.begin_again(self.step)
 
     def recover(self) -> None:
-        """After a learner's death: new learners, the last checkpoint. What was sampled stays if it is from the same step."""
+        """After a learner's death, also when only its weights are missed: new learners, the last checkpoint.
+
+        What was sampled stays if it is from the same step.
+        """
         self.update.rebuild()
         if (folder := self.store.latest()) is None:
             self.begin()

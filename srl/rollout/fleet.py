@@ -9,7 +9,7 @@ from enum import Enum
 import ray
 from ray import cloudpickle
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -25,6 +25,10 @@ from srl.weights.stream import Stream, failed, hand_over
 PAUSE_S = 0.2  # before an actor that is being restarted is asked again
 HEARTBEAT_S = 5.0  # longest time until a worker without news answers
 DEATHS_PER_TRY = 3  # a worker that dies (retries + 1) times this often without finishing anything is given up
+
+
+class WeightsLost(RuntimeError):
+    """A worker cannot have the current weights, because who made them is dead: load others."""
 
 
 class State(Enum):
@@ -86,7 +90,8 @@ class Fleet:
         self, config: Config, reward_actors: Sequence[ActorHandle], make_engine: MakeEngine, shared: PlacementGroup | None = None
     ):
         """`shared` is room for learner and engine i in bundle i; without it each actor goes where there is room."""
-        self.config, self.weights, self.shared = config, None, shared
+        self.config, self.shared = config, shared
+        self.weights, self.given = None, 0.0  # the current ones, and when they were given
         # Pickled apart, handles are no object references, of which Ray says at every start that a restart may miss them.
         self.arguments = cloudpickle.dumps(tuple(reward_actors)), make_engine
         self.counts: Counter[str] = Counter()
@@ -147,7 +152,7 @@ class Fleet:
 
         A stream begins when all that are up now wait for it; those that come later get its copy in the object store.
         """
-        self.weights = weights
+        self.weights, self.given = weights, time.monotonic()
         finish_first = self.config.rollout.weight_update == "finish"
         for slot in self.slots:
             if slot.state not in (State.UP, State.ASLEEP):
@@ -170,7 +175,8 @@ class Fleet:
     def events(self, timeout_s: float) -> Iterator[Event]:
         """What was finished and what was lost; waits for news at most `timeout_s`.
 
-        Raises RuntimeError or TimeoutError when no worker is left or none comes up, and what is not the engine's fault as it is.
+        Raises RuntimeError or TimeoutError when no worker is left or none comes up, WeightsLost, and what is not the engine's
+        fault as it is.
         """
         calls = {ref: slot for slot in self.slots for ref in slot.calls}
         if not calls:
@@ -195,7 +201,7 @@ class Fleet:
 
     def _heard(self, slot: Slot, ref: ray.ObjectRef) -> Iterator[Event]:
         """Take the result of a call; it may have been given up while others were read."""
-        name, _ = slot.calls.pop(ref, ("", 0.0))
+        name, made = slot.calls.pop(ref, ("", 0.0))
         if not name:
             return
         try:
@@ -207,6 +213,11 @@ class Fleet:
                 slot.worker = self._actor(slot.index)
             yield from self._down(slot, "deaths", cause(error))
         except RayTaskError as error:
+            if name == "load_weights" and isinstance(error.cause, ObjectLostError):
+                slot.enter(State.STARTING)  # it lives, and loads what there is next
+                if made < self.given:
+                    return
+                raise WeightsLost(f"weights {self.version} are gone with the process or node that made them") from error
             if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | TimeoutError):
                 raise
             hangs = isinstance(error.cause, EngineHangs | TimeoutError)  # the latter of weights that do not arrive
