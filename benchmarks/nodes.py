@@ -106,6 +106,7 @@ def experiment(folder: Path, victims: list[str], seed: int, settings: list[str])
     """Both runs, on one cluster, and what the second lost."""
     cluster = Cluster(folder, GROUPS)
     try:
+        cluster.begin()
         expected = alone(cluster, folder / "alone", settings)
         jobs = disturbed(cluster, folder / "killed", victims, seed, settings)
     finally:

@@ -121,7 +121,10 @@ class Network:
 
 
 class Cluster:
-    """A head without CPUs and one node per entry of `groups`, which may repeat; a node's label is srl-role=GROUP."""
+    """A head without CPUs and one node per entry of `groups`, which may repeat; a node's label is srl-role=GROUP.
+
+    `begin` starts it; close it in any case.
+    """
 
     def __init__(self, folder: Path, groups: Sequence[str], cpus: int = 2):
         self.folder, self.groups, self.cpus = folder, groups, cpus
@@ -130,28 +133,36 @@ class Cluster:
         if not self.network.real:
             del self.variables["GLOO_SOCKET_IFNAME"]
         self.nodes: list[tuple[str, Node]] = []
-        self.begin()
 
     def begin(self) -> None:
         """All nodes, new; waits until the head sees them."""
+        self._start_head()
+        self._wait()
+        for group in self.groups:  # one after the other: on a busy machine Ray's 30 s for a node are too few for all at once
+            self.add(group)
+            self._wait()
+
+    def _start_head(self) -> None:
         where, address = self.network.add()
         port, dashboard, client = free_ports(3)
         self.address, self.dashboard = f"{address}:{port}", f"http://{address}:{dashboard}"
         words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=0.0.0.0", "--num-cpus=0"]
         words += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder / 'ray'}"]
         self._start("head", where, address, words)
-        self._wait()
-        for group in self.groups:  # one after the other: on a busy machine Ray's 30 s for a node are too few for all at once
-            self.add(group)
-            self._wait()
 
     def mend(self) -> None:
         """Start those again that ended by themselves, as an operator does: Ray's nodes give up when they start too slowly."""
         for group, node in list(self.nodes):
-            if group != "head" and node.process.poll() is not None:
-                node.kill()
-                self.nodes.remove((group, node))
+            if node.process.poll() is None:
+                continue
+            node.kill()
+            self.nodes.remove((group, node))
+            if group != "head":
                 self.add(group)
+            elif not self.nodes:
+                self._start_head()
+            else:
+                raise RuntimeError(f"the head ended by itself: see {self.folder / 'nodes.log'}")
 
     def add(self, group: str) -> None:
         where, address = self.network.add()
