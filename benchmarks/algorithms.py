@@ -133,6 +133,7 @@ def claims(rows: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[bool, str]]
         "PPO's final answer is at least 5 points above IFT's": ("IFT + PPO", "IFT", "final", 5),
         "PPO with self-correction ends above single-turn PPO": ("IFT + PPO", "single-turn PPO", "final", 0),
         "reward plan 1 lowers the first attempt (here by at least 1 point)": ("IFT", "IFT + GRPO, reward plan 1", "turn1", 1),
+        "and more than the outcome reward does": ("IFT + GRPO", "IFT + GRPO, reward plan 1", "turn1", 1),
         "PAG's verdicts on wrong attempts are better than PPO's": ("PAG from IFT", "IFT + PPO", "verdict_wrong", 0),
     }
     return {claim: gap(*asked) for claim, asked in wanted.items() if asked[0] in rows and asked[1] in rows}

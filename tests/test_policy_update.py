@@ -10,15 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from ray import cloudpickle
 
 import srl.driver.policy
-from srl.config import Config, load_config
-from srl.driver.policy import PolicyUpdate, mini_batches
+from srl.config import RECIPES, Config, load_config
+from srl.driver.policy import PolicyUpdate, mini_batches, recipe_functions
 from srl.learner.batch import Example, collate
 from srl.learner.losses import Loss
+from srl.main import main
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
+PAGE = RECIPES / "README.md"
 RIGHT, ARMS = 3, 4  # the token that answers right, and how many there are to choose from
 
 
@@ -92,8 +95,7 @@ def test_every_algorithm_makes_the_right_answer_likelier(recipe, started):
 
 def page_files(directory: Path) -> list[Path]:
     """The files of configs/recipes/README.md, as they stand there."""
-    page = (Path(__file__).parents[1] / "configs" / "recipes" / "README.md").read_text()
-    files = re.findall(r"^`(\S+)`.*?:\n\n```\w+\n(.*?)```$", page, re.MULTILINE | re.DOTALL)
+    files = re.findall(r"^`(\S+)`.*?:\n\n```\w+\n(.*?)```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert [name for name, _ in files] == ["careful.py", "careful.yaml"]
     assert sum(len(content.splitlines()) for _, content in files) <= 60
     for name, content in files:
@@ -113,6 +115,19 @@ def test_the_algorithm_of_the_documentation_learns_as_written(started, tmp_path,
     load = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).__name__)"
     done = subprocess.run([sys.executable, "-c", load, tmp_path / "loss"], cwd="/", capture_output=True, text=True)
     assert done.stdout == "cispo\n", done.stderr
+
+
+def test_the_commands_of_the_documentation_find_the_algorithm(tmp_path, monkeypatch, capsys):
+    page_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    commands = re.findall(r"^    python -m srl.main (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert main([*command.split(), "model.path=embedded", "--dry-run"]) == 0  # no download
+        config = Config.model_validate(yaml.safe_load(capsys.readouterr().out))
+        recipe_functions(config)
+        assert config.objective.loss == "careful:cispo" and config.run.name in command.split("name=")[1]
 
 
 def test_the_reference_becomes_the_policy_as_often_as_the_recipe_says(started):
