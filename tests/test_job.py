@@ -41,12 +41,28 @@ class Cluster:
         # Its own home, so that no token of the account is found or written.
         tokens = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.address}
         self.environment = environment(folder, RAY_metrics_report_interval_ms="1000", **tokens)
-        words = [
+        self.words = [
             "--head", "--num-cpus=8", "--labels=srl-role=all", "--object-store-memory=200000000", f"--port={self.gcs_port}",
             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
             f"--temp-dir={folder / 'ray'}",
         ]  # fmt: skip
-        self.node = Node(folder, self.environment, words)
+        self.node = Node(folder, self.environment, self.words)
+
+    def is_up(self) -> bool:
+        """Whether the node is there; one that took longer to start than Ray's 30 s is started again."""
+        if self.node.process.poll() is not None:
+            self.node.kill()
+            self.node = Node(self.folder, self.environment, self.words)
+        try:
+            nodes = self.ask("/api/v0/nodes")["data"]["result"]["result"]
+        except (OSError, KeyError, TypeError):  # no dashboard yet
+            return False
+        return any(node["state"] == "ALIVE" for node in nodes)
+
+    def ask(self, path: str) -> dict:
+        request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)
 
     def cli(self, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
         variables = {**self.environment, "RAY_AUTH_TOKEN": token or self.token}
@@ -59,9 +75,7 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def status(self, job: str) -> str:
-        request = urllib.request.Request(f"{self.address}/api/jobs/{job}", headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.load(reply)["status"]
+        return self.ask(f"/api/jobs/{job}")["status"]
 
     def logs(self, job: str) -> str:
         return self.cli("logs", job).stdout
@@ -89,7 +103,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
     started = Cluster(Path("/tmp") / f"srl-job-{os.getpid()}")  # a short path: Ray's socket names have a limit
     started.folder.mkdir(exist_ok=True)
     try:
-        wait_for(lambda: started.cli("list").returncode == 0, "the dashboard")
+        wait_for(started.is_up, "the node")
         yield started
     finally:
         started.node.kill()
