@@ -21,7 +21,7 @@ from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind
 class OneProcess:
     """A learner group without Ray and DeepSpeed."""
 
-    def __init__(self, config, path: str, reference: str | None, weight_decay: float, clip: float, critic: bool = False):
+    def __init__(self, config, path: str, reference: str | None, weight_decay: float, clip: float, **_):
         self.module = TokenLogprobs(load_model(path, config.model))
         self.start = TokenLogprobs(load_model(path, config.model))
         self.adam = torch.optim.AdamW(self.module.parameters(), weight_decay=weight_decay)

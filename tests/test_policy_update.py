@@ -28,7 +28,7 @@ RIGHT, ARMS = 3, 4  # the token that answers right, and how many there are to ch
 class Table:
     """Learner group of one step: a policy that chooses one token by its logits; as a critic, one value for the only state."""
 
-    def __init__(self, config: Config, start: str, reference: str | None, *_, critic: bool = False):
+    def __init__(self, config: Config, start: str, reference: str | None, *_, critic: bool = False, shared: object = None):
         self.logits = torch.zeros(1 if critic else ARMS, requires_grad=True)
         self.frozen = {"reference": torch.zeros(ARMS).log_softmax(0)}
         self.critic, self.calls = critic, []

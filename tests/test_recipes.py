@@ -109,7 +109,7 @@ class Stage:
         self.critic = LearnerGroup(config, policy, None, 0.0, 1.0, critic=True)
         self.sampled: dict[tuple[str, str], list[Trajectory]] = {}
 
-    def group(self, *_, critic: bool = False) -> LearnerGroup:
+    def group(self, *_, critic: bool = False, shared: object = None) -> LearnerGroup:
         return self.critic if critic else self.learners
 
     def with_recipe(self, *overrides: str) -> Session:
