@@ -31,6 +31,7 @@ MIXED = re.compile(r"(-?)(\d+) ?\\[dt]?frac\{(\d+)\}\{(\d+)\}")  # 1\frac{1}{2} 
 THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
 NO_NUMBERS = re.compile(r"[A-Za-z ,.'()-]+")
 NUMBER_WORDS = re.compile(r"\b(?:pi|inf|infty|infinity|i|e|oo)\b", re.IGNORECASE)
+LONG_POWER = re.compile(r"\^ ?(\d)(\d+)")
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -66,11 +67,14 @@ def has_number(answer: str) -> bool:
 
 
 def readings(answer: str) -> tuple[str, ...]:
-    """(3,331) is a pair to some and 3331 to others."""
-    found = THOUSANDS.findall(answer)
-    if len(found) != 1 or found[0].count(",") != 1:
-        return (answer,)
-    return tuple(THOUSANDS.sub(found[0].replace(",", comma), answer) for comma in ("", ", "))
+    """(3,331) is a pair to some and 3331 to others; x^23 has an exponent of two digits or, in LaTeX, is three times x^2."""
+    texts, found = (answer,), THOUSANDS.findall(answer)
+    if len(found) == 1 and found[0].count(",") == 1:
+        commas = (", ",) if UNION.search(answer) else ("", ", ")  # a union is of intervals
+        texts = tuple(THOUSANDS.sub(found[0].replace(",", comma), answer) for comma in commas)
+    if not LONG_POWER.search(answer):
+        return texts
+    return tuple(LONG_POWER.sub(power, text) for text in texts for power in (r"^{\1\2}", r"^{\1} \\cdot \2"))
 
 
 def read_differ(left: str, right: str) -> bool:
