@@ -64,6 +64,7 @@ def rows(name: str) -> list[dict]:
         (r"\sin^{2} t", r"\sin^2 t"),
         ("E", r"\text{(E)}"),
         ("4:30 PM", r"\text{4:30 p.m.}"),
+        (r"\text{June 20th}", "June 20"),
         (r"\$15,000", "15000"),
         (r"\frac{25}{13}", r"1\frac{12}{13}"),
         ("15.975", r"\frac{639}{40}"),
@@ -100,6 +101,8 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
         (r"x \in [-2,9]", r"x \in [-2,7]"),
         ("a b = 2, c", "a b = 3, c"),
         ("4:30 a.m.", r"\text{4:30 p.m.}"),
+        ("June 21", "June 20"),
+        ("20", "June 20"),
         (r"\$15,000", r"\$16,000"),
     ],
 )

@@ -173,6 +173,9 @@ def element(text: str) -> Element:
         return Element("", "row", tuple(map(value, inside)))
     if mixed := MIXED.fullmatch(text):
         return Element("", "number", (int(mixed[1] + "1") * (int(mixed[2]) + value(rf"\frac{{{mixed[3]}}}{{{mixed[4]}}}")),))
+    if text.count(":") == 1:  # a ratio
+        part, whole = map(value, text.split(":"))
+        return Element("", "number", (part / whole,))
     if PERCENT.search(text):
         return Element("", "percent", (value(PERCENT.sub("", text)),))
     return Element("", "number", (value(text),))

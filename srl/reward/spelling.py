@@ -32,6 +32,8 @@ NOT_A_UNIT = re.compile(  # words that change the number before them
 )
 IN_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 CLOCK = re.compile(r"0?(\d{1,2}:\d\d(?::\d\d)?)\s*([ap])\.?\s*m\.?", re.IGNORECASE)  # 4:30 p.m.
+MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+DATE = re.compile(rf"({MONTH}) (\d{{1,2}})(?:st|nd|rd|th)?", re.IGNORECASE)  # June 20, June 20th
 DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))$")
 SUBSCRIPT = re.compile(r"_\{\s*\\(max|min|sup|inf|odot|oplus|star)\s*\}")
 EULER_SUBSCRIPT = re.compile(r"(?<![A-Za-z\\])([Ee])_(?=[\d{])")  # E_1 is an energy; math-verify sees Euler's number
@@ -132,12 +134,15 @@ def is_integer(answer: str) -> bool:
 
 
 def words(answer: str) -> str | None:
-    r"""Lower-case words of an answer that is nothing but `\text{words}`, the letter of a choice, `\text{(E)}`, or a time of day.
+    r"""Lower-case words of an answer that is nothing but `\text{words}`, the letter of a choice, `\text{(E)}`, a date or a time.
 
     None for all others; other single letters are variables.
     """
-    if clock := CLOCK.fullmatch(IN_TEXT.sub(r"\1", answer)):
+    plain = " ".join(IN_TEXT.sub(r"\1", answer).split())
+    if clock := CLOCK.fullmatch(plain):
         return f"{clock[1]} {clock[2].lower()}m"
+    if date := DATE.fullmatch(plain):
+        return f"{date[1].lower()} {int(date[2])}"
     match = IN_TEXT.fullmatch(answer)
     inner = " ".join((match[1] if match else "").split()).strip(" .()")
     return inner.lower() if re.fullmatch(r"[A-H]|[A-Za-z][A-Za-z' -]+", inner) else None
