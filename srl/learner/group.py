@@ -45,6 +45,16 @@ class LearnerGroup:
         self.arguments = (path, reference, critic, weight_decay, clip)
         self.shared, self.room = shared is not None, shared or learner_room(config)
         self.linked: frozenset[str] = frozenset()
+        self._come_up()
+
+    def _come_up(self) -> None:
+        """Start; a rank that dies meanwhile has cost nothing yet, so that all start again, `learner.retries` times at most."""
+        for _ in range(self.config.learner.retries):
+            try:
+                self._start()
+                return
+            except LearnerLost:
+                self._kill()
         self._start()
 
     def _start(self) -> None:
@@ -67,9 +77,12 @@ class LearnerGroup:
 
     def rebuild(self) -> None:
         """New ranks in the place of the old ones, with the weights the group was created with."""
+        self._kill()
+        self._start()
+
+    def _kill(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
-        self._start()
 
     def train(self, examples: Sequence[Example], loss: Loss, learning_rate: float) -> dict[str, float]:
         """One optimizer step on all examples; losses and metrics are means over the weighted tokens of all ranks."""
@@ -154,8 +167,7 @@ class LearnerGroup:
         self._all("load_state", str(folder))
 
     def close(self) -> None:
-        for rank in self.ranks:
-            ray.kill(rank)
+        self._kill()
         if not self.shared:
             remove_placement_group(self.room)
 
