@@ -17,27 +17,32 @@ from srl.weights.feed import Feed
 
 
 class GatedEngine:
-    """A step waits for a permit, then ends the oldest request, or raises what `error` holds."""
+    """A step waits for a permit, then ends the oldest request; the call named in `errors` raises what it holds."""
 
     def __init__(self, tokens: list[int]):
-        self.tokens, self.version, self.error = tokens, 0, None
+        self.tokens, self.version, self.errors = tokens, 0, {}
         self.permits = threading.Semaphore(0)
         self.running: dict[str, int | None] = {}
         self.submitted: list[str] = []
 
+    def fail(self, name):
+        if name in self.errors:
+            raise self.errors[name]
+
     def submit(self, request_id, token_ids, sampling):
+        self.fail("submit")
         self.running[request_id] = None
         self.submitted.append(request_id)
 
     def step(self):
         self.running = {name: self.version if begun is None else begun for name, begun in self.running.items()}
         self.permits.acquire()
-        if self.error:
-            raise self.error
+        self.fail("step")
         request_id = next(iter(self.running))
         return [Completion(request_id, self.tokens, [-1.0] * len(self.tokens), False, self.running.pop(request_id))]
 
     def load_weights(self, buckets, version):
+        self.fail("load")
         self.parts, self.version, self.asleep = list(buckets), version, False
         return {"load": float(len(self.parts))}
 
@@ -108,12 +113,36 @@ def test_what_runs_ends_under_the_old_weights_first_or_goes_on_under_the_new_one
 
 def test_an_engine_that_raises_ends_every_wait_with_its_error(chat):
     engine, thread = started(chat)
-    engine.error = ValueError("out of memory")
+    engine.errors["step"] = ValueError("out of memory")
     thread.add([job(chat, "a")])
     engine.permits.release()
     for call in (lambda: thread.collect(30), lambda: thread.add([]), lambda: thread.load_weights([], 1, True)):
         with pytest.raises(EngineFailure, match="ValueError: out of memory"):
             call()
+
+
+def test_an_engine_that_is_dead_when_it_is_given_work_or_weights_is_a_failure_of_the_engine(chat):
+    engine, thread = started(chat)
+    engine.errors["submit"] = OSError("engine core died")
+    thread.add([job(chat, "a")])
+    with pytest.raises(EngineFailure, match="OSError: engine core died"):
+        thread.collect(30)
+    engine, thread = started(chat)
+    engine.errors["load"] = OSError("engine core died")
+    with pytest.raises(EngineFailure, match="OSError: engine core died"):
+        thread.load_weights([], 1, True)
+
+
+def test_what_is_wrong_with_the_request_or_the_weights_is_no_failure_of_the_engine(chat):
+    engine, thread = started(chat)
+    engine.errors["submit"] = ValueError("prompt too long")
+    thread.add([job(chat, "a")])
+    with pytest.raises(ValueError, match="^prompt too long"):
+        thread.collect(30)
+    engine, thread = started(chat)
+    engine.errors["load"] = ValueError("no such parameter")
+    with pytest.raises(ValueError, match="^no such parameter"):
+        thread.load_weights([], 1, True)
 
 
 def test_an_engine_that_hangs_is_told_from_one_that_has_nothing_to_do(chat):

@@ -38,11 +38,11 @@ def test_a_replayed_trajectory_is_the_recorded_one(chat, tmp_path, protocol):
 
 def test_a_trajectory_that_was_not_recorded_or_not_after_these_tokens_is_refused(chat):
     played, _ = play(chat, "intrinsic", SLIP, RIGHT)
-    with pytest.raises(RuntimeError, match="no recorded trajectory has the request other#0"):
+    with pytest.raises(ValueError, match="no recorded trajectory has the request other#0"):
         replayed(chat, [played], "intrinsic", id="other")
-    with pytest.raises(RuntimeError, match="t#0 was recorded after other tokens"):
+    with pytest.raises(ValueError, match="t#0 was recorded after other tokens"):
         replayed(chat, [played], "intrinsic", prompt_token_ids=chat.opening("85"))
-    with pytest.raises(RuntimeError, match="t#2 was recorded after other tokens"):
+    with pytest.raises(ValueError, match="t#2 was recorded after other tokens"):
         replayed(chat, [played], "prompted")
     assert [turn.kind for turn in played.turns] == [TurnKind.ATTEMPT, TurnKind.INSTRUCTION, TurnKind.REVISION]
 

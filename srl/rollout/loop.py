@@ -3,8 +3,9 @@
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol as Interface
 
@@ -33,6 +34,17 @@ class StepEngine(Interface):
 
 class EngineFailure(RuntimeError):
     """The engine raised; nothing is known about the work that was in it."""
+
+
+@contextmanager
+def engine_call(*passed: type[Exception]) -> Iterator[None]:
+    """What a call to the engine raises becomes EngineFailure, but for `passed`: ValueError, where it is about what was asked."""
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        raise EngineFailure(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +188,8 @@ class TrajectoryLoop:
         run.action, run.seen = action, token_ids
         self.running[request_id] = run
         sampling = Sampling(min(action.max_tokens, room, left), run.temperature, turn_seed(trajectory), self.limits.top_p)
-        self.engine.submit(request_id, token_ids, sampling)
+        with engine_call(ValueError):
+            self.engine.submit(request_id, token_ids, sampling)
 
     def _receive(self, run: Run, done: Completion) -> None:
         trajectory, known = run.trajectory, len(run.trajectory.turns)
@@ -193,10 +206,14 @@ class TrajectoryLoop:
         self._follow(run, run.protocol.next_action(trajectory))
 
     def _engine_step(self) -> list[Completion]:
-        try:
+        with engine_call():
             return self.engine.step()
-        except Exception as error:
-            raise EngineFailure(f"{type(error).__name__}: {error}") from error
+
+    def load_weights(self, buckets: Arriving, version: int) -> dict[str, float] | None:
+        """Into the engine, between two steps. Raises EngineFailure, but ValueError for weights that are not what was sent and
+        TimeoutError for some that do not come."""
+        with engine_call(ValueError, TimeoutError):
+            return self.engine.load_weights(buckets, version)
 
     def _stop_late(self) -> None:
         if not self.limits.max_seconds:
@@ -204,7 +221,8 @@ class TrajectoryLoop:
         now = time.monotonic()
         late = [request_id for request_id, run in self.running.items() if run.ends_at <= now]
         if late:
-            self.engine.abort(late)
+            with engine_call():
+                self.engine.abort(late)
         for request_id in late:
             self._stop(self.running.pop(request_id), StopReason.TIME)
 

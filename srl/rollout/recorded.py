@@ -47,11 +47,11 @@ class RecordedEngine:
         self.running: list[str] = []
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
-        """Raises RuntimeError for a request that was not recorded, or not after these tokens."""
+        """Raises ValueError for a request that was not recorded, or not after these tokens."""
         if request_id not in self.recorded:
-            raise RuntimeError(f"replay: no recorded trajectory has the request {request_id}")
+            raise ValueError(f"replay: no recorded trajectory has the request {request_id}")
         if self.recorded[request_id][0] != token_ids:
-            raise RuntimeError(f"replay: {request_id} was recorded after other tokens; prompts or protocol have changed")
+            raise ValueError(f"replay: {request_id} was recorded after other tokens; prompts or protocol have changed")
         self.running.append(request_id)
 
     def step(self) -> list[Completion]:

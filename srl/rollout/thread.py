@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from srl.protocols.action import Protocol
-from srl.rollout.loop import Arriving, TrajectoryLoop
+from srl.rollout.loop import Arriving, TrajectoryLoop, engine_call
 from srl.trajectory import Trajectory
 
 IDLE_S = 0.5  # longest nap of an idle loop
@@ -160,7 +160,7 @@ class LoopThread:
     def _load(self, load: Load) -> None:
         self.loading = True
         try:
-            seconds = self.loop.engine.load_weights(load.buckets, load.version)
+            seconds = self.loop.load_weights(load.buckets, load.version)
         finally:
             self.loading, self.load, self.loop.paused = False, None, False
         load.done.set_result(seconds or {})
@@ -169,5 +169,6 @@ class LoopThread:
         if self.loop.busy:
             done.set_exception(RuntimeError("an engine that has work cannot sleep"))
             return
-        self.loop.engine.sleep()
+        with engine_call():
+            self.loop.engine.sleep()
         done.set_result(None)
