@@ -8,8 +8,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
-from srl.config import Config, ConfigError, RunConfig
+from srl.config import Config, ConfigError, RlConfig, RunConfig
 from srl.main import main
 from srl.observe import progress
 from srl.observe.metrics import Exporter, metric_name
@@ -181,6 +182,18 @@ def test_starting_over_deletes_nothing_but_a_run(tmp_path):
     with pytest.raises(ConfigError, match=r"run\.fresh: .*tiny holds no run"):
         RunDirectory(Config(run=RunConfig(directory=str(tmp_path), fresh=True)))
     assert (tmp_path / "tiny" / "thesis.tex").exists()
+
+
+def test_a_run_made_before_a_setting_existed_continues_with_its_default_and_with_nothing_else(tmp_path):
+    config = Config(run=RunConfig(directory=str(tmp_path)))
+    file = RunDirectory(config).file("config.yaml")
+    before = yaml.safe_load(file.read_text())
+    del before["rl"]["patience"], before["critic"]
+    file.write_text(yaml.safe_dump(before))
+    other = config.model_copy(update={"rl": RlConfig(patience=3)})
+    with pytest.raises(ConfigError, match=r"of another configuration \(rl.patience was 0, now 3\)"):
+        RunDirectory(other)
+    assert RunDirectory(config).path == file.parent
 
 
 def test_one_process_at_a_time_works_in_a_run_directory(run: RunDirectory):

@@ -163,12 +163,14 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def refuse_other(path: Path, settings: dict[str, Any]) -> None:
-    before = yaml.safe_load((path / "config.yaml").read_text()) or {}
+    """A setting that did not exist when the run was made had its default then."""
+    before, defaults = yaml.safe_load((path / "config.yaml").read_text()) or {}, identity(Config())
+    had = {section: defaults[section] | (before.get(section) or {}) for section in settings}
     changed = [
-        f"{section}.{key} was {before.get(section, {}).get(key)!r}, now {value!r}"
+        f"{section}.{key} was {had[section][key]!r}, now {value!r}"
         for section, values in settings.items()
         for key, value in values.items()
-        if before.get(section, {}).get(key) != value
+        if had[section][key] != value
     ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
