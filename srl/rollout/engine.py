@@ -112,6 +112,8 @@ def bucket_transfer() -> type:
 
         def finish_weight_update(self) -> None:
             super().finish_weight_update()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what buckets came in may be what the cache needs to wake up
             # An output layer tied to the embedding gets no tensor of its own, so its repacked copy would stay the old one.
             head = getattr(self.model, "lm_head", None)
             if hasattr(head, "cpu_linear"):
