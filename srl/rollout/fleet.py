@@ -20,7 +20,7 @@ from srl.rollout.loop import EngineFailure
 from srl.rollout.thread import EngineHangs, Job
 from srl.rollout.worker import CALLS_AT_ONCE, MakeEngine, RolloutWorker, StaleWeights
 from srl.weights.bundle import Bundle
-from srl.weights.stream import Stream, failed, hand_over
+from srl.weights.stream import Stream, failed, hand_over, last_line
 
 PAUSE_S = 0.2  # before an actor that is being restarted is asked again
 HEARTBEAT_S = 5.0  # longest time until a worker without news answers
@@ -110,7 +110,7 @@ class Fleet:
             ) from None
         except RayActorError as error:
             self.close()
-            raise ConfigError(f"a rollout worker could not start: {cause(error)}") from None
+            raise ConfigError(f"a rollout worker could not start: {last_line(error)}") from None
         for slot in self.slots:
             slot.enter(State.UP)
 
@@ -211,7 +211,7 @@ class Fleet:
                 return  # still on its way; asked again below
             if isinstance(error, ActorDiedError):  # not restarted by Ray: it failed while it started
                 slot.worker = self._actor(slot.index)
-            yield from self._down(slot, "deaths", cause(error))
+            yield from self._down(slot, "deaths", last_line(error))
         except RayTaskError as error:
             if name == "load_weights" and isinstance(error.cause, ObjectLostError):
                 slot.enter(State.STARTING)  # it lives, and loads what there is next
@@ -221,7 +221,7 @@ class Fleet:
             if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | TimeoutError):
                 raise
             hangs = isinstance(error.cause, EngineHangs | TimeoutError)  # the latter of weights that do not arrive
-            yield from self._kill(slot, "hangs" if hangs else "deaths", cause(error))
+            yield from self._kill(slot, "hangs" if hangs else "deaths", last_line(error))
         else:
             if name == "ready":
                 self._load(slot) if self.weights else slot.enter(State.UP)
@@ -266,7 +266,7 @@ class Fleet:
             lost = hand_over(self.weights, workers, self.config.rollout.tensor_parallel, timeout_s)
         except Exception as error:
             for slot in waiting.values():
-                yield from self._kill(slot, "hangs", f"weights {self.weights.version} were broken off: {cause(error)}")
+                yield from self._kill(slot, "hangs", f"weights {self.weights.version} were broken off: {last_line(error)}")
             raise
         for life, slot in waiting.items():
             if life in lost:
@@ -319,8 +319,3 @@ class Fleet:
                 f"rollout.start_timeout_s={self.config.rollout.start_timeout_s:g}: no rollout worker came back; "
                 f"the last was lost because: {self.last_cause}; free in the cluster: {ray.available_resources()}"
             )
-
-
-def cause(error: Exception) -> str:
-    """The last line of a remote traceback, which is the error itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
