@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from srl.config import load_config
 from srl.driver.session import connect
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.engine import Completion
-from srl.rollout.fleet import State
+from srl.rollout.fleet import Clock, State
 from srl.rollout.pool import PoolFull, RolloutPool
 from srl.tasks.problems import chain_problems
 from srl.trajectory import StopReason, Trajectory
@@ -185,6 +186,28 @@ def test_a_prompt_that_kills_its_worker_fails_alone(pool, openings):
     failed = [name for name, t in found.items() if t.stop_reason is StopReason.FAILED]
     assert failed == ["deadly"] and len(found) == 41
     assert found["deadly"].turns == [] and pool.metrics()["failed"] == 1
+
+
+def test_work_that_was_finished_while_the_driver_was_away_is_taken_and_no_worker_is_called_late(pool, openings):
+    before, pool.config.rollout.timeout_s = pool.metrics()["hangs"], 5.0
+    pool.submit("attempt", groups(openings, "away", 30), 1.0)
+    time.sleep(6)  # as in a long optimizer step; the workers need less than a second
+    found = all_completed(pool)
+    pool.config.rollout.timeout_s = 600.0
+    assert len(found) == 30 and pool.metrics()["hangs"] == before
+
+
+def test_the_clock_of_all_deadlines_stands_still_while_the_driver_is_elsewhere(monkeypatch):
+    moments = iter([100.0, 103.0, 104.0, 900.0, 902.0, 905.0])
+    monkeypatch.setattr("srl.rollout.fleet.time", SimpleNamespace(monotonic=lambda: next(moments)))
+    clock = Clock()
+    assert clock.now() == 0
+    with clock.running():  # at 100
+        assert clock.now() == 3  # at 103
+    assert clock.now() == 4  # left at 104
+    with clock.running():  # at 900
+        assert clock.now() == 6
+    assert clock.now() == 9  # left at 905
 
 
 @pytest.mark.long

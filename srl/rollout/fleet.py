@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -40,14 +41,35 @@ class State(Enum):
     GONE = "gone"
 
 
+class Clock:
+    """Seconds that the driver has listened. It stands still while the driver is elsewhere, training or grading: then nobody hears
+    what workers say, and that is no delay of theirs. An engine that hangs meanwhile is noticed by its own worker.
+    """
+
+    def __init__(self) -> None:
+        self.before, self.since = 0.0, None
+
+    def now(self) -> float:
+        return self.before if self.since is None else self.before + time.monotonic() - self.since
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.before, self.since = self.now(), None
+
+
 @dataclass(slots=True)
 class Slot:
     """One actor, through all its restarts. `calls` are the calls to it that are under way, with when they were made."""
 
     index: int
     worker: ActorHandle
+    clock: Clock
     state: State = State.STARTING
-    since: float = field(default_factory=time.monotonic)
+    since: float = 0.0
     orders: dict[str, tuple[Order, float]] = field(default_factory=dict)
     calls: dict[ray.ObjectRef, tuple[str, float]] = field(default_factory=dict)
     deaths: int = 0
@@ -57,10 +79,10 @@ class Slot:
     life: str = ""  # what the worker that waits calls itself; another one after each restart
 
     def call(self, name: str, *arguments) -> None:
-        self.calls[getattr(self.worker, name).remote(*arguments)] = name, time.monotonic()
+        self.calls[getattr(self.worker, name).remote(*arguments)] = name, self.clock.now()
 
     def enter(self, state: State) -> None:
-        self.state, self.since = state, time.monotonic()
+        self.state, self.since = state, self.clock.now()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +117,10 @@ class Fleet:
         # Pickled apart, handles are no object references, of which Ray says at every start that a restart may miss them.
         self.arguments = cloudpickle.dumps(tuple(reward_actors)), make_engine
         self.counts: Counter[str] = Counter()
-        self.any_up = time.monotonic()
+        self.clock, self.any_up = Clock(), 0.0
         self.last_cause = ""
         rollout = config.rollout
-        self.slots = [Slot(index, self._actor(index)) for index in range(rollout.workers)]
+        self.slots = [Slot(index, self._actor(index), self.clock) for index in range(rollout.workers)]
         try:
             ray.get([slot.worker.ready.remote() for slot in self.slots], timeout=rollout.start_timeout_s)
         except GetTimeoutError:
@@ -142,7 +164,7 @@ class Fleet:
         return any(slot.state in (State.LOADING, State.WAITING) for slot in self.slots)
 
     def assign(self, index: int, orders: list[Order]) -> None:
-        slot, now = self.slots[index], time.monotonic()
+        slot, now = self.slots[index], self.clock.now()
         slot.orders |= {order.job.id: (order, now) for order in orders}
         slot.call("add", [order.job for order in orders], self.version)
         self._listen(slot)
@@ -152,7 +174,7 @@ class Fleet:
 
         A stream begins when all that are up now wait for it; those that come later get its copy in the object store.
         """
-        self.weights, self.given = weights, time.monotonic()
+        self.weights, self.given = weights, self.clock.now()
         finish_first = self.config.rollout.weight_update == "finish"
         for slot in self.slots:
             if slot.state not in (State.UP, State.ASLEEP):
@@ -173,11 +195,15 @@ class Fleet:
         return [event for index, why in lost.items() for event in self._kill(self.slots[index], "hangs", why)]
 
     def events(self, timeout_s: float) -> Iterator[Event]:
-        """What was finished and what was lost; waits for news at most `timeout_s`.
+        """What was finished and what was lost; waits for news at most `timeout_s`. Deadlines count the time spent here alone.
 
         Raises RuntimeError or TimeoutError when no worker is left or none comes up, WeightsLost, and what is not the engine's
         fault as it is.
         """
+        with self.clock.running():
+            yield from self._events(timeout_s)
+
+    def _events(self, timeout_s: float) -> Iterator[Event]:
         calls = {ref: slot for slot in self.slots for ref in slot.calls}
         if not calls:
             time.sleep(min(timeout_s, PAUSE_S))
@@ -277,7 +303,7 @@ class Fleet:
 
     def _late(self, slot: Slot) -> Iterator[Event]:
         """Give up a worker that does not answer, or takes too long for an order or for weights."""
-        rollout, now = self.config.rollout, time.monotonic()
+        rollout, now = self.config.rollout, self.clock.now()
         if slot.state is State.STARTING and now - slot.since > rollout.start_timeout_s:
             yield from self._kill(slot, "hangs", f"rollout.start_timeout_s={rollout.start_timeout_s:g}: it did not start")
         elif slot.state in (State.LOADING, State.WAITING) and now - slot.since > rollout.timeout_s:
@@ -313,8 +339,8 @@ class Fleet:
         if states == {State.GONE}:
             raise RuntimeError(f"no rollout worker is left: {self.last_cause}")
         if states - {State.GONE, State.STARTING}:
-            self.any_up = time.monotonic()
-        elif time.monotonic() - self.any_up > self.config.rollout.start_timeout_s:
+            self.any_up = self.clock.now()
+        elif self.clock.now() - self.any_up > self.config.rollout.start_timeout_s:
             raise TimeoutError(
                 f"rollout.start_timeout_s={self.config.rollout.start_timeout_s:g}: no rollout worker came back; "
                 f"the last was lost because: {self.last_cause}; free in the cluster: {ray.available_resources()}"
