@@ -129,7 +129,9 @@ def misled(source: Source) -> Source:
 
 def questions(source: Source, table: Table, main: Config, alone: bool) -> list[Asked]:
     """One for each seed of the samples; several runs have a seed each. Models of variants are asked by their folders."""
-    temperature = main.evaluate.temperature if table.temperature is None else table.temperature
+    # Greedily the embedded base model answers all of its problems: what there is to correct comes from sampling.
+    own = table.temperature is None or main.task.name == "chains"
+    temperature = main.evaluate.temperature if own else table.temperature
     seeds = range(main.run.seed, main.run.seed + (table.seeds if alone else 1))
     model = f"{RunDirectory.locate(main)}-{source.variant}/checkpoints/{source.model}" if source.variant else source.model
     return [Asked(model, protocol_of(source, main), temperature, 1, seed) for seed in seeds]
