@@ -160,6 +160,13 @@ def test_what_cannot_be_asked_is_a_bad_request(endpoint):
     assert endpoint("POST", "/v1/chat/completions", **asked(n=2)).status_code == 422
 
 
+def test_text_in_parts_is_text_and_pictures_are_refused(endpoint):
+    parts = [{"type": "text", "text": QUESTION[:9]}, {"type": "text", "text": QUESTION[9:]}]
+    assert endpoint("POST", "/v1/chat/completions", messages=[{"role": "user", "content": parts}]).status_code == 200
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    assert endpoint("POST", "/v1/chat/completions", messages=[{"role": "user", "content": picture}]).status_code == 422
+
+
 def test_models_and_health_are_those_of_vllm(endpoint):
     assert endpoint("GET", "/v1/models").json() == {"path": "/v1/models"}
     assert endpoint("GET", "/health").status_code == 200

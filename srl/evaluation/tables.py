@@ -31,32 +31,25 @@ def side_by_side(table: Table, measured: Sequence[Measured], benchmark: str) -> 
 
 
 def verdict(claim: Claim, measured: dict[str, Measured]) -> str:
-    """Whether the direction is there in the mean over rows and seeds, and in how many of the seeds."""
+    """Whether the direction is there in the mean, over the seeds that have all of its rows, and in how many of them."""
     columns = claim.column, claim.lower_column or claim.column
+    seeds = range(len(measured[claim.higher[0]]))
     sides = [
-        [
-            mean_of([rows[place].get(column) for rows in (measured[label] for label in labels)])
-            for place in range(seeds(labels, measured))
-        ]
+        [mean_of([measured[label][seed].get(column) for label in labels]) for seed in seeds]
         for labels, column in zip((claim.higher, claim.lower), columns, strict=True)
     ]
-    high, low = map(mean_of, sides)
-    if high is None or low is None:
+    pairs = [(high, low) for high, low in zip(*sides, strict=True) if high is not None and low is not None]
+    if not pairs:
         return f"- not measured: {claim.text}"
-    pairs = [(first, second) for first, second in zip(*sides, strict=True) if first is not None and second is not None]
-    held = sum(first > second for first, second in pairs)
-    count = f", in {held} of {len(pairs)} seeds" if len(pairs) > 1 else ""
+    high, low = (statistics.mean(values) for values in zip(*pairs, strict=True))
+    count = f", in {sum(first > second for first, second in pairs)} of {len(pairs)} seeds" if len(seeds) > 1 else ""
     names = NAMES[columns[0]] if columns[0] == columns[1] else f"{NAMES[columns[0]]} and {NAMES[columns[1]]}"
     return f"- {'as there' if high > low else 'NOT SO HERE'}: {claim.text}: {names} {high:.1f} against {low:.1f}{count}"
 
 
-def seeds(labels: Sequence[str], measured: dict[str, Measured]) -> int:
-    return len(measured[labels[0]])
-
-
 def mean_of(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.mean(there) if there else None
+    """None if any of them is."""
+    return None if None in values else statistics.mean(values)
 
 
 def line(cells: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from srl.config import Config, ConfigError
 from srl.protocols.chat import Chat
@@ -20,8 +20,17 @@ from srl.trajectory import Trajectory
 
 
 class Message(BaseModel):
+    """Of a user, an assistant or the system; several text parts are one text."""
+
     role: str
     content: str
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content: Any) -> Any:
+        if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            return "".join(part["text"] for part in content)
+        return content
 
 
 class Request(BaseModel):
