@@ -271,6 +271,7 @@ def test_the_grader_agrees_with_the_labelled_cases(grader: Grader, capsys: pytes
 def test_no_attack_is_accepted_or_takes_more_processor_time_than_the_deadline(extract: Callable[[str], str | None]) -> None:
     deadline_s, cases = 2.0, rows("adversarial.jsonl")
     grader = Grader(RewardConfig(deadline_s=deadline_s))
+    grader.pool.warm()
     grader.prove()
     for case in cases:
         own, before = time.process_time(), processor_seconds(grader)
