@@ -208,7 +208,7 @@ def test_status_shows_the_run_and_writes_rays_timeline(cluster: Cluster):
     assert shown.returncode == 0, shown.stderr
     assert "not running; ended" in shown.stdout and "in phase rl" in shown.stdout and "latest: rl" in shown.stdout
     assert re.search(r"^rollout 0 .*sampled_tokens=\d", shown.stdout, re.MULTILINE)
-    assert any("Learner" in event["name"] for event in json.loads(file.read_text()))
+    assert any("Learner" in event["cat"] for event in json.loads(file.read_text()))
 
 
 def test_the_token_is_in_no_file_of_the_run_and_in_no_log(cluster: Cluster):
