@@ -51,7 +51,7 @@ def share_alarm(grades: Mapping[Outcome, int], alarm_share: float) -> str | None
         return None
     return (
         f"the grader could not judge {timeouts + unparsable} of {total} answers "
-        f"({timeouts} timeouts, {unparsable} unparsable), more than reward.alarm_share={alarm_share:g}; each counts as wrong"
+        f"({timeouts} timeouts, {unparsable} unparsable; neither is right), more than reward.alarm_share={alarm_share:g}"
     )
 
 
