@@ -3,7 +3,6 @@
 import inspect
 import multiprocessing
 import os
-import pickle
 import re
 import socket
 import time
@@ -14,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
+from srl.weights import share
 from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.flat import CHUNK, MASK, STEP, cut, digest, fill, lay_out
-from srl.weights.share import Lent, open_lent, place, shared_memory
+from srl.weights.share import DEVICE_ARGUMENT, Lent, open_lent, place, shared_memory
 
 CPU = torch.device("cpu")
 SEVERAL = {
@@ -78,7 +78,7 @@ def test_words_and_chunks_that_change_places_change_the_digest():
     assert len({digest(t.view(torch.uint8)) for t in (flat, words, turned)}) == 3
 
 
-def reader(handle: bytes, answer) -> None:
+def reader(handle: list, answer) -> None:
     flat = open_lent(handle, CPU)
     answer.send((digest(flat), place(CPU)))
     answer.recv()  # the maker has closed it
@@ -100,14 +100,14 @@ def test_lent_memory_is_opened_by_another_process_without_a_copy_and_leaves_no_f
     process.join()
 
 
-def opened(*arguments) -> tuple:
-    return arguments
-
-
-def test_the_memory_of_a_gpu_is_opened_under_the_number_that_the_opening_process_gives_that_gpu():
-    sent = ["tensor", "size", "stride", "offset", "storage", "type", 0, "handle"]
-    assert open_lent(pickle.dumps((opened, tuple(sent))), torch.device("cuda", 3)) == (*sent[:6], 3, "handle")
-    assert list(inspect.signature(rebuild_cuda_tensor).parameters)[6:8] == ["storage_device", "storage_handle"]
+def test_the_memory_of_a_gpu_is_opened_under_the_number_that_the_opening_process_gives_that_gpu(monkeypatch):
+    names = list(inspect.signature(rebuild_cuda_tensor).parameters)
+    assert names[DEVICE_ARGUMENT : DEVICE_ARGUMENT + 2] == ["storage_device", "storage_handle"]
+    sent = [4096, *names[DEVICE_ARGUMENT + 1 :]]  # as `handle` gives them: bytes, then what stands in these places
+    monkeypatch.setattr(share, "rebuild_cuda_tensor", lambda *arguments: dict(zip(names, arguments, strict=True)))
+    found = open_lent(sent, torch.device("cuda", 3))
+    assert found["storage_device"] == 3 and found["tensor_size"] == (4096,) and found["dtype"] is torch.uint8
+    assert all(found[name] == name for name in names[DEVICE_ARGUMENT + 1 :])
 
 
 def member(rank: int, size: int, address: tuple, answer, last: bool) -> None:

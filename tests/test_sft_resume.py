@@ -77,7 +77,7 @@ def play(folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int | None = Non
 
     run = SimpleNamespace(file=lambda name: folder / name, record=record, scalars=Scalars(folder / "tensorboard"))
     config = load_config(None, [f"sft.epochs={EPOCHS}", f"sft.batch={BATCH}", "sft.checkpoint_every=2"])
-    session = SimpleNamespace(config=config, run=run, base="", rewards=list)
+    session = SimpleNamespace(config=config, run=run, base="", rewards=list, room=lambda: None, leave_room=lambda: None)
     stage1.fine_tune(session, lambda text: None)
     return learners
 

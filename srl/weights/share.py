@@ -1,14 +1,15 @@
 """Memory that another process beside this one can open: CUDA IPC on the same GPU, a mapped file on the same host."""
 
 import os
-import pickle
 import platform
 import tempfile
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-DEVICE_ARGUMENT = 6  # of torch's `rebuild_cuda_tensor`: what the opening process calls the GPU
+Handle = list  # of numbers, texts and bytes: opening one runs nothing that it brings
+DEVICE_ARGUMENT = 6  # of torch's `rebuild_cuda_tensor`: what the opening process calls the GPU; what follows are plain values
 
 
 def shared_memory() -> Path | None:
@@ -29,14 +30,13 @@ class Lent:
         self.file = Path(name)
         self.flat = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
 
-    def handle(self) -> bytes:
+    def handle(self) -> Handle:
         """For one opening; ask again for another."""
         if self.file is not None:
-            return pickle.dumps((str(self.file), self.flat.numel()))
-        from torch.multiprocessing.reductions import reduce_tensor
-
+            return [str(self.file), self.flat.numel()]
         torch.cuda.current_stream(self.flat.device).synchronize()
-        return pickle.dumps(reduce_tensor(self.flat))
+        _, arguments = reduce_tensor(self.flat)
+        return [self.flat.numel(), *arguments[DEVICE_ARGUMENT + 1 :]]
 
     def close(self) -> None:
         """Who has opened it keeps what it holds; on a GPU it must have let go."""
@@ -45,16 +45,14 @@ class Lent:
             self.file.unlink()
 
 
-def open_lent(handle: bytes, device: torch.device) -> torch.Tensor:
-    """The memory itself: copy what is to be kept. The handle comes from this run's own learner."""
-    found = pickle.loads(handle)
+def open_lent(handle: Handle, device: torch.device) -> torch.Tensor:
+    """The memory itself: copy what is to be kept."""
     if device.type != "cuda":
-        name, size = found
+        name, size = handle
         return torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
-    rebuild, arguments = found
-    arguments = list(arguments)
-    arguments[DEVICE_ARGUMENT] = device.index
-    return rebuild(*arguments)
+    size, *rest = handle
+    shape = (torch.Tensor, torch.Size([size]), (1,), 0, torch.storage.TypedStorage, torch.uint8)
+    return rebuild_cuda_tensor(*shape, device.index, *rest)
 
 
 def place(device: torch.device) -> str:

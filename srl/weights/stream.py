@@ -21,7 +21,7 @@ from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Named
 from srl.weights.bundle import Bundle, Lazy, plain
 from srl.weights.flat import Entry, cut, digest, fill, lay_out
-from srl.weights.share import Lent, open_lent, place
+from srl.weights.share import Handle, Lent, open_lent, place
 
 LIMIT = "learner.transfer_timeout_s"
 EVERYWHERE = ""  # the place of a part that comes by broadcast
@@ -37,7 +37,7 @@ class Part:
     digest: str
     entries: list[Entry]
     place: str
-    handle: bytes
+    handle: Handle
     gather_s: float
     pack_s: float
 
@@ -140,7 +140,7 @@ class Outgoing:
         # the workers take part in the broadcast only, and the other ranks in the gathering only.
         work = group.begin(flat) if self.broadcast else None
         self.going.append((index, lent or flat, work))
-        where, handle = (place(self.device), lent.handle()) if lent else (EVERYWHERE, b"")
+        where, handle = (place(self.device), lent.handle()) if lent else (EVERYWHERE, [])
         return Part(self.version, index, size, found, entries, where, handle, gather_s, time.monotonic() - started)
 
     def _settle(self, most: int, group: BroadcastGroup | None) -> None:
