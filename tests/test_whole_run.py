@@ -41,6 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     while not list(samples.glob("*.parquet")) and process.poll() is None:
         assert time.monotonic() < deadline, "no sample file after 300 s"
         time.sleep(0.2)
+    assert process.poll() is None, process.communicate()[0]
     stopped = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
