@@ -45,6 +45,7 @@ examples:
 
 A run that was stopped continues at its first missing phase; fresh=true starts over.
 """
+MAY_START_OVER = ("run", "stage1", "sft", "rl")  # with fresh=true; everything else works with what is there
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         options.command = command
         options.names = [value for value in options.overrides if "=" not in value] if hasattr(module, "NAMES") else []
         options.overrides = [value for value in options.overrides if value not in options.names]
-        module.run(options, load_config(options.config or "tiny.yaml", options.overrides))
+        config = load_config(options.config or "tiny.yaml", options.overrides)
+        if config.run.fresh and command not in MAY_START_OVER:
+            raise ConfigError(f"fresh=true would delete the run that {command} needs; it is for {', '.join(MAY_START_OVER)}")
+        module.run(options, config)
     except ConfigError as error:
         print(f"srl: {error}", file=sys.stderr)
         return 2
@@ -95,7 +99,8 @@ def overview() -> argparse.ArgumentParser:
 
 def parser(command: str, module) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=f"python -m srl.main {command}", description=COMMANDS[command][1])
-    settings = "settings: section.key=value, also fresh=true, seed=N, name=NAME"
+    fresh = "fresh=true, " if command in MAY_START_OVER else ""
+    settings = f"settings: section.key=value, also {fresh}seed=N, name=NAME"
     if hasattr(module, "NAMES"):
         result.add_argument("overrides", nargs="*", metavar=module.NAMES, help=f"{module.NAMES} names, and {settings}")
     else:

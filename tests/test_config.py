@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from srl.config import CONFIGS, Config, ConfigError, load_config, valid_keys
+from srl.main import main
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
@@ -222,3 +225,13 @@ def test_a_model_trained_without_verdicts_is_not_asked_for_any():
     assert load_config(None, ["stage1.recipe=raft"]).own_protocol == "intrinsic"
     assert load_config(None, ["stage1.recipe=raft_plus", "protocol.name=two_turn"]).own_protocol == "intrinsic"
     assert load_config(None, ["stage1.recipe=raft", "protocol.name=attempt"]).own_protocol == "attempt"
+
+
+@pytest.mark.parametrize("command", ["report", "tune", "import", "weights", "evaluate"])
+def test_a_command_that_needs_the_run_never_deletes_it(command: str, tmp_path: Path, capsys):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.yaml").write_text("{}")
+    more = {"import": ["--from", str(tmp_path)], "weights": ["--to", str(tmp_path / "new")]}.get(command, [])
+    assert main([command, *more, f"run.directory={tmp_path}", "fresh=true"]) == 2
+    assert f"fresh=true would delete the run that {command} needs" in capsys.readouterr().err
+    assert (tmp_path / "tiny" / "config.yaml").exists()

@@ -27,7 +27,8 @@ def summarise(
     samples weighs more. `delta` = final - turn1 = i2c - c2i, exact before rounding. `verdict_correct` and `verdict_wrong`
     are the shares of right verdicts on correct and on wrong answers, None where there is no such verdict; `verdicts` has the
     rest of what follows from their counts. CL, CS and RSS: `confidence_critique`. `ci95` holds 95 % intervals by `bootstrap`
-    resamples of problems, `mcnemar_p` tests turn 1 against final. Raises ValueError if the list is empty.
+    resamples of problems, `final_ci95` that of `final`; `mcnemar_p` tests turn 1 against final. Raises ValueError if the list is
+    empty.
     """
     if not trajectories:
         raise ValueError(f"no trajectories to summarise for method {method!r} on benchmark {benchmark!r}")
@@ -35,6 +36,7 @@ def summarise(
     counts = transition_counts(trajectories)
     i2c, c2i = counts[WRONG_RIGHT], counts[RIGHT_WRONG]
     verdicts = confusion(trajectories)
+    bounds = intervals(trajectories, bootstrap, seed)
     failures = sum(trajectory.stop_reason in FORMAT_FAILURES for trajectory in trajectories)
     return {
         "method": method,
@@ -55,7 +57,8 @@ def summarise(
         "answer_change": percent(sum(map(answer_changed, trajectories)), total),
         "edit_ratio": mean_edit_ratio(trajectories),
         "mcnemar_p": mcnemar(i2c, c2i),
-        "ci95": intervals(trajectories, bootstrap, seed),
+        "ci95": bounds,
+        "final_ci95": bounds["final"],
         "trajectories": total,
         "transitions": counts,
         "verdicts": verdicts | verdict_scores(verdicts),
