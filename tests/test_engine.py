@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -72,6 +73,12 @@ def weights(change: float, dtype: torch.dtype = torch.float32) -> list[Bucket]:
 
 def test_the_engine_computes_with_as_many_threads_as_it_was_given(engine):
     assert torch.get_num_threads() == config("float32").rollout.threads
+
+
+def test_a_thread_that_did_not_start_the_engine_steps_it_like_the_one_that_did(engine, prompts):
+    with ThreadPoolExecutor(1) as thread:  # Ray Data's event loop is such a thread
+        found = thread.submit(sample, engine, prompts[:1], name="elsewhere").result(timeout=60)
+    assert found[0].token_ids == sample(engine, prompts[:1], name="here")[0].token_ids
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.5])

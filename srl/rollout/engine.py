@@ -139,7 +139,7 @@ def prepare_environment(on_gpu: bool) -> None:
 
 
 class Engine:
-    """Requests are added while others run; each `step` returns those that finished in it. For one thread only.
+    """Requests are added while others run; each `step` returns those that finished in it. For one thread at a time.
 
     `version` is that of the weights; the model folder's own are version 0.
     """
@@ -192,6 +192,9 @@ class Engine:
         self.fresh.append(request_id)
 
     def step(self) -> list[Completion]:
+        # A thread takes over the process's number of threads when it first asks for it. One that has not would begin this step
+        # with another number than it ends it with, which vLLM's attention refuses.
+        torch.get_num_threads()
         self.fresh.clear()
         return [completion(output, self.begun.pop(output.request_id)) for output in self.engine.step() if output.finished]
 
