@@ -38,7 +38,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         "HOME": str(folder), "RAY_TMPDIR": str(folder / "ray"), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_raylet_start_wait_time_s": "120", **variables,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **variables,
     }  # fmt: skip
 
 

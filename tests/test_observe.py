@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from srl.config import Config, ConfigError, RlConfig, RunConfig
+from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config
 from srl.main import main
 from srl.observe import progress
 from srl.observe.metrics import Exporter, metric_name
@@ -58,6 +58,14 @@ def test_status_tells_an_ended_run_from_one_that_is_out_of_reach(run: RunDirecto
     write_state(run)
     assert "phase rl, step 12" in format_status(run.path, now=1080.0)  # within ten intervals and half a minute
     assert "out of reach; last heard 81 s ago in phase rl" in format_status(run.path, now=1081.0)
+
+
+def test_a_run_continues_on_other_workers_but_not_under_other_sampling(run: RunDirectory):
+    where = [f"run.directory={run.path.parent}", "rollout.workers=3", "rollout.threads=2", "reward.workers=2"]
+    moved = [*where, "learner.workers=2", "learner.transfer=store"]
+    RunDirectory(load_config(None, moved)).close()
+    with pytest.raises(ConfigError, match=r"rollout.top_p was 1.0, now 0.5"):
+        RunDirectory(load_config(None, [*moved, "rollout.top_p=0.5"]))
 
 
 def test_status_of_a_run_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

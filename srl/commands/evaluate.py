@@ -32,7 +32,9 @@ def run(options: argparse.Namespace, config: Config) -> None:
     )
     if not options.model:
         if asked:
-            raise ConfigError("evaluate: every option but --config needs a --model")
+            raise ConfigError(
+                "evaluate: --benchmark, --protocol, --judge, --temperature, --samples and --sampling-seed need a --model"
+            )
         phases.run(options, config)
         return
     if (options.samples is not None and options.samples < 1) or (options.temperature is not None and options.temperature < 0):

@@ -48,7 +48,7 @@ class RolloutConfig(Section):
         description="Engine i shares the GPU of learner rank i and sleeps while the learners train. Needs as many engines as "
         "ranks, the same gpus (1; or 0: on CPU the order is kept, but no memory is freed) and the same nodes.",
     )
-    threads: int = Field(1, ge=1, description="Torch threads per engine on CPU; a second worker gains more than a second thread.")
+    threads: int = Field(1, ge=1, description="Torch threads per engine on CPU.")
     tensor_parallel: int = Field(1, ge=1, description="vLLM tensor parallelism; needs gpus >= this.")
     kv_cache_gib: float = Field(0.25, gt=0, description="Key-value cache on CPU, GiB.")
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")

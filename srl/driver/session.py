@@ -137,8 +137,6 @@ def connect(config: Config) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # On a busy machine Ray's own 30 s for its node to come up are too few.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     if config.run.dashboard_port:
         options |= {"dashboard_port": config.run.dashboard_port}
     # Without `local` it would try to join whatever cluster `ray start` has left on this machine.

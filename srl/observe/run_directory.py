@@ -43,12 +43,14 @@ FREE = {
         "heartbeat_s",
         "stall_s",
     },
-    "rollout": {"nodes"},
+    # Samples are seeded by prompt, so it does not matter where or beside which others they are made.
+    "rollout": {"nodes", "workers", "cpus", "gpus", "colocate", "threads", "tensor_parallel", "kv_cache_gib", "gpu_memory"}
+    | {"max_sequences", "timeout_s", "hang_s", "start_timeout_s", "retries"},
     # Any number of ranks can read a checkpoint.
     "learner": {"nodes", "workers", "cpus", "gpus", "zero_stage", "micro_batch_tokens", "gradient_checkpointing", "threads"}
     | {"offload_optimizer", "start_timeout_s", "timeout_s", "bucket_mib", "checkpoint_every", "keep_checkpoints", "upload"}
-    | {"retries"},
-    "reward": {"nodes"},
+    | {"retries", "transfer", "transfer_timeout_s"},
+    "reward": {"nodes", "workers", "cpus", "processes", "recycle_after", "timeout_s", "alarm_share"},
 }
 LEAST_FREE_BYTES = 2**30
 
