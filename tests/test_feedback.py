@@ -50,7 +50,7 @@ GOLD = {"gold": in_threads(agrees, 1), "judge": in_threads(lambda trajectory: Ve
         ("gold", 1, ("The solution…", RIGHT), [A, I, R], StopReason.LENGTH),
         ("gold", 1, (f"{RIGHT}…",), [A], StopReason.ACCEPTED),
         ("misleading", 1, (RIGHT, f"{SLIP}…"), [A, I, R], StopReason.LENGTH),
-        ("gold_chain", 1, (f"{SLIP}\n{CHECKED_RIGHT}…", RIGHT), [A, I, R], StopReason.ROUNDS),
+        ("gold_chain", 1, (f"{SLIP}\n{CHECKED_RIGHT}…", RIGHT), [A, I, I, R], StopReason.ROUNDS),
         ("gold_chain", 1, (f"{SLIP}…", RIGHT), [A, I, R], StopReason.LENGTH),
     ],
 )
@@ -59,17 +59,32 @@ def test_the_judge_decides_whether_the_model_is_asked_again(chat, name, rounds, 
     trajectory, _ = play(chat, name, *texts, config=config, judges=GOLD)
     assert kinds(trajectory) == expected and trajectory.stop_reason is stop
     said = [turn for turn in trajectory.turns if turn.kind is I]
-    assert all(turn.verdict is Verdict.WRONG and not turn.sampled for turn in said)
+    assert not any(turn.sampled for turn in said)
+    assert [turn.verdict for turn in said if turn.verdict] == [Verdict.WRONG] * expected.count(R)
 
 
-def test_the_models_own_verdict_is_dropped_and_the_gold_one_put_into_its_message(chat):
-    """The chain says "correct" of its wrong answer; what is kept ends with the answer, without the end of the message."""
+def test_after_the_models_own_check_stands_the_gold_verdict_in_place_of_its_own(chat):
+    """The chain says "correct" of its wrong answer. Of the revision only the answer is kept: nobody judges it."""
     trajectory, engine = play(chat, "gold_chain", f"{SLIP}\n{CHECKED_RIGHT}", f"\n{RIGHT}\n{CHECKED_RIGHT}", judges=GOLD)
     opening = chat.opening(question(CHAIN))
-    told = opening + ids_of(chat, f"{SLIP}\n[VERIFY] wrong")
+    told = opening + ids_of(chat, f"{SLIP}\n{CHECKED_RIGHT.replace('correct', 'wrong')}")
     assert engine.prompts == [opening, told]
     assert trajectory.token_ids() == told + ids_of(chat, f"\n{RIGHT}")
-    assert trajectory.turns[2].logprobs == [-0.5 - n for n in range(len(trajectory.turns[2].token_ids))]
+    assert trajectory.turns[3].logprobs == [-0.5 - n for n in range(len(trajectory.turns[3].token_ids))]
+
+
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [
+        ("\n[VERIFY] correct", "\n[VERIFY] wrong"),  # without a check
+        ("", "\n[VERIFY] wrong"),
+        ("\n\\boxed{[VERIFY] correct}", "\n[VERIFY] wrong"),  # of a box nothing is kept: the word is not its end
+    ],
+)
+def test_whatever_the_model_says_after_its_answer_the_judges_verdict_stands_there_whole(chat, own, kept):
+    trajectory, _ = play(chat, "gold_chain", f"{SLIP}{own}", f"\n{RIGHT}", judges=GOLD)
+    said = "".join(turn.text for turn in trajectory.turns if turn.kind is I)
+    assert said == kept and trajectory.stop_reason is StopReason.ROUNDS
 
 
 def test_told_by_the_user_the_models_message_ends_where_its_answer_does(chat):

@@ -51,7 +51,7 @@ class Sampled:
     finished_by_length: bool
 
 
-def no_judge(verdict: Verdict) -> Action:
+def no_judge(trajectory: Trajectory, verdict: Verdict) -> Action:
     raise RuntimeError("this protocol asks no judge")
 
 
@@ -64,7 +64,7 @@ class Protocol:
 
     next_action: Callable[[Trajectory], Action]
     receive: Callable[[Trajectory, Sampled], None]
-    judged: Callable[[Verdict], Action] = no_judge
+    judged: Callable[[Trajectory, Verdict], Action] = no_judge
 
 
 # Judges the last answer of a trajectory without keeping the engine waiting; None is no verdict.

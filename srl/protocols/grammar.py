@@ -57,6 +57,12 @@ def only_verdict(text: str, grammar: str) -> Verdict | None:
     return match and verdict_of(match)
 
 
+def before_word(text: str, grammar: str) -> int:
+    """Where the word of the first verdict begins; 0 without one, or where the verdict stands in a box."""
+    match = GRAMMARS[grammar].search(text)
+    return 0 if match is None or "{" in text[match.start() : match.start("word")] else match.start("word")
+
+
 def cut_chain(text: str, grammar: str) -> list[Segment]:
     """Attempt, verdict, revision, verdict, ... of one response.
 

@@ -9,8 +9,9 @@ gold         attempt; told that it is wrong only if it is; revision (the paper's
 misleading   attempt; told that it is wrong although it is right; revision. Gives p(c->i), how many give in (table 8)
 judged       attempt; told what the scorer in protocol.judge says; revision (table 7, an external reward model)
 
-Each of the last three has two forms more for models trained to judge themselves, in which the model's own verdict is replaced:
-`_chain` puts the verdict into its message, `_two_turn` also has the user say that it was wrong.
+Each of the last three has two forms more for models trained to judge themselves, in which the word of the model's own verdict
+is replaced, after the check it wrote before it: `_chain` puts the verdict into its message, `_two_turn` also has the user
+say that it was wrong.
 
 All but the steps go on for up to protocol.max_rounds revisions; in a long chain the model decides. A turn that was cut by
 its token limit ends long_chain and two_turn at once; the others go on after it, and stop with LENGTH in place of their own end.

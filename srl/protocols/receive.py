@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from srl.protocols.action import Action, Sampled, Stop
 from srl.protocols.chat import Chat
-from srl.protocols.grammar import cut_chain, only_verdict
+from srl.protocols.grammar import before_word, cut_chain, only_verdict
 from srl.reward.answer import last_boxed
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
 
@@ -94,6 +94,21 @@ def append_open_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, gra
     """As `append_answer`, also without the token that ends the message."""
     ended = bool(sampled.token_ids) and sampled.token_ids[-1] in chat.stop_ids
     append_answer(trajectory, first_tokens(sampled, len(sampled.token_ids) - ended), chat, grammar)
+
+
+def append_check(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
+    """What a generation says between its first answer and the word of its verdict on it, if there is one, as an instruction.
+
+    The judge's word will follow in place of the model's. Like it this counts as said: it is neither trained nor rewarded.
+    """
+    text = chat.decode(sampled.token_ids)
+    if not (end := before_word(text, grammar)):
+        return
+    first = chat.tokens_before(sampled.token_ids, cut_chain(text, grammar)[0].end)
+    last = chat.tokens_before(sampled.token_ids, end)
+    last -= len(chat.decode(sampled.token_ids[:last])) > end  # a token with the space before the word and its beginning
+    ids = sampled.token_ids[first:last]
+    trajectory.turns.append(Turn(TurnKind.INSTRUCTION, ids, chat.decode(ids)))
 
 
 def first_tokens(sampled: Sampled, count: int) -> Sampled:

@@ -163,7 +163,7 @@ class TrajectoryLoop:
             if (verdict := future.result()) is None:
                 self._stop(run, StopReason.UNJUDGED)
             else:
-                self._follow(run, run.protocol.judged(verdict))
+                self._follow(run, run.protocol.judged(run.trajectory, verdict))
         now = time.monotonic()
         for future in [future for future, (_, deadline) in self.judging.items() if deadline <= now]:
             run, _ = self.judging.pop(future)
