@@ -38,7 +38,7 @@ def cut_weights(folder: Path) -> None:
 def refused(folder: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line on standard error."""
     runs = folder / "runs"
-    assert main([f"run.directory={runs}", *arguments]) == 2
+    assert main([*arguments, f"run.directory={runs}"]) == 2
     assert not runs.exists(), "something was written"
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("srl: ")]
     assert len(errors) == 1
@@ -113,6 +113,58 @@ def test_a_taken_port(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
         other.listen()
         port = other.getsockname()[1]
         assert f"run.dashboard_port={port}" in refused(tmp_path, capfd, f"run.dashboard_port={port}")
+
+
+WANTING = [
+    (["sft"], "tiny/stage1/demonstrations.parquet: no demonstrations; run stage1 first"),
+    (["rl"], "tiny/checkpoints/ift: no model weights (*.safetensors); run sft first"),
+    (["orm"], "tiny/stage1/samples: no samples; run stage1 first"),
+    (["rl", "fresh=true"], "fresh=true would delete what rl starts from"),
+    (["rl.start=/nope"], "rl.start=/nope: no such folder"),
+    (["rl.start={}"], "rl.start={}: no tokenizer"),
+    (["stage1.samples=/nope"], "stage1.samples=/nope: /nope: no samples"),
+    (["stage1.samples={}/runs/tiny/stage1/samples", "fresh=true"], "samples: fresh=true would delete it"),
+    (["stage1.teacher=/nope"], "stage1.teacher=/nope: no such folder"),
+    (["rollout.replay=/nope"], "rollout.replay=/nope: no such file"),
+    (["rl.filters=[nope]"], "rl.filters=nope: there is none of that name"),
+    (["task.name=file", "task.train=/nope.jsonl", "task.test.own=/nope.jsonl"], "/nope.jsonl: no such file"),
+    (["--config", "{}/twice.yaml"], "twice.yaml: rl.steps stands twice, in lines 1 and 1"),
+]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["start", "dry-run"])
+@pytest.mark.parametrize(("arguments", "message"), WANTING)
+def test_what_a_phase_would_miss_is_said_before_anything_starts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str, more: list[str]
+):
+    (tmp_path / "twice.yaml").write_text("rl: {steps: 1, steps: 2}")
+    command = [argument.format(tmp_path) for argument in arguments]
+    assert message.format(tmp_path) in refused(tmp_path, capfd, *command, *more)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:8265", "not a cluster's address"),
+        ("head", "not a cluster's address"),
+        ("127.0.0.1:1", "no Ray cluster"),
+    ],
+)
+def test_an_address_without_a_cluster(tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch, address: str, message: str):
+    assert f"run.ray_address={address}: {message}" in refused(tmp_path, capfd, f"run.ray_address={address}")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert f"RAY_ADDRESS={address}: {message}" in refused(tmp_path, capfd)
+
+
+def test_a_folder_that_cannot_be_made(capfd: pytest.CaptureFixture[str]):
+    assert main(["run.directory=/dev/null"]) == 2
+    assert "srl: run.directory=/dev/null: /dev/null/tiny cannot be made: Not a directory" in capfd.readouterr().err
+
+
+def test_problems_that_are_not_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    file = tmp_path / "latin.jsonl"
+    file.write_bytes('{"problem": "für", "answer": "1"}\n'.encode("latin-1"))
+    assert f"{file}: not UTF-8" in refused(tmp_path, capfd, *file_task(file, file))
 
 
 def test_a_misspelt_setting(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -64,6 +64,8 @@ def test_shorthands_stand_for_settings_of_the_run():
         ("temperature=1", "stage1.temperature"),  # section forgotten
         ("sft.kl=1", "objective.kl"),  # wrong section
         ("sft.warmup_steps=1", "sft.warmup"),
+        ("nam=1", "name"),  # shorthands
+        ("frsh=1", "fresh"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_valid_one(override, nearest):
@@ -187,6 +189,18 @@ def test_files_that_are_missing_or_no_configuration_are_named(tmp_path):
     assert refused(path=str(tmp_path / "list.yaml")).endswith("list.yaml: expected sections such as `model:`, found list")
     (tmp_path / "broken.yaml").write_text("rl: [")
     assert "broken.yaml: not YAML: " in refused(path=str(tmp_path / "broken.yaml"))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("rl:\n  steps: 3\nsft: {epochs: 1}\nrl:\n  steps: 4\n")
+    assert refused(path=str(tmp_path / "c.yaml")).endswith("c.yaml: rl stands twice, in lines 1 and 4")
+    (tmp_path / "c.yaml").write_text("rl:\n  steps: 3\n  group: 4\n  steps: 3\n")
+    assert refused(path=str(tmp_path / "c.yaml")).endswith("c.yaml: rl.steps stands twice, in lines 2 and 4")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("# für\n".encode("latin-1"))
+    assert refused(path=str(tmp_path / "c.yaml")).endswith("c.yaml: not UTF-8")
 
 
 def test_an_empty_file_is_the_defaults(tmp_path):

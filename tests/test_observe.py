@@ -63,7 +63,7 @@ def test_status_tells_an_ended_run_from_one_that_is_out_of_reach(run: RunDirecto
 def test_a_run_continues_on_other_workers_but_not_under_other_sampling(run: RunDirectory):
     where = [f"run.directory={run.path.parent}", "rollout.workers=3", "rollout.threads=2", "reward.workers=2"]
     moved = [*where, "learner.workers=2", "learner.transfer=store"]
-    RunDirectory(load_config(None, moved)).close()
+    RunDirectory(load_config(None, moved)).record("sft", 0, loss=1.0)
     with pytest.raises(ConfigError, match=r"rollout.top_p was 1.0, now 0.5"):
         RunDirectory(load_config(None, [*moved, "rollout.top_p=0.5"]))
 
@@ -194,7 +194,9 @@ def test_starting_over_deletes_nothing_but_a_run(tmp_path):
 
 def test_a_run_made_before_a_setting_existed_continues_with_its_default_and_with_nothing_else(tmp_path):
     config = Config(run=RunConfig(directory=str(tmp_path)))
-    file = RunDirectory(config).file("config.yaml")
+    run = RunDirectory(config)
+    run.record("sft", 0, loss=1.0)
+    file = run.file("config.yaml")
     before = yaml.safe_load(file.read_text())
     del before["rl"]["patience"], before["critic"]
     file.write_text(yaml.safe_dump(before))
@@ -202,6 +204,40 @@ def test_a_run_made_before_a_setting_existed_continues_with_its_default_and_with
     with pytest.raises(ConfigError, match=r"of another configuration \(rl.patience was 0, now 3\)"):
         RunDirectory(other)
     assert RunDirectory(config).path == file.parent
+
+
+def test_settings_may_change_until_a_run_has_come_to_anything(tmp_path):
+    config = Config(run=RunConfig(directory=str(tmp_path)))
+    other = config.model_copy(update={"rl": RlConfig(patience=3)})
+    assert RunDirectory(config).path == RunDirectory(other).path
+    kept = yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text())
+    assert kept["rl"]["patience"] == 3
+    (tmp_path / "tiny" / "stage1" / "samples" / "block-00000.parquet").write_text("half an hour")
+    with pytest.raises(ConfigError, match=r"rl.patience was 3, now 0"):
+        RunDirectory(config)
+
+
+def test_settings_may_not_change_under_a_process_that_has_just_begun(run: RunDirectory):
+    other = Config(run=RunConfig(directory=str(run.path.parent)), rl=RlConfig(patience=3))
+    with run.alone(), pytest.raises(ConfigError, match="another process works in this run directory"):
+        RunDirectory(other)
+    assert yaml.safe_load(run.file("config.yaml").read_text())["rl"]["patience"] == 0
+
+
+def test_status_says_when_a_run_has_done_what_was_asked(run: RunDirectory):
+    with run.phase("rl"):
+        pass
+    write_state(run, ended=True)
+    assert "tiny: finished what was asked for 10 s ago (pid 7 on head)" in format_status(run.path, now=1010.0)
+    write_state(run, ended=True, phase="evaluate-rl")
+    assert "not running; ended 10 s ago in phase evaluate-rl" in format_status(run.path, now=1010.0)
+
+
+@pytest.mark.parametrize("name", ["status.json", "state.json"])
+def test_a_broken_file_of_a_run_is_named(run: RunDirectory, name: str, capsys: pytest.CaptureFixture[str]):
+    run.file(name).write_text("{")
+    assert main(["status", f"run.directory={run.path.parent}"]) == 2
+    assert f"{name}: not JSON: " in capsys.readouterr().err
 
 
 def test_one_process_at_a_time_works_in_a_run_directory(run: RunDirectory):

@@ -19,6 +19,7 @@ from srl.driver.policy import PolicyUpdate, mini_batches, recipe_functions
 from srl.learner.batch import Example, collate
 from srl.learner.losses import Loss
 from srl.main import main
+from srl.protocols.chat import model_folder
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
 PAGE = RECIPES / "README.md"
@@ -119,6 +120,8 @@ def test_the_algorithm_of_the_documentation_learns_as_written(started, tmp_path,
 
 def test_the_commands_of_the_documentation_find_the_algorithm(tmp_path, monkeypatch, capsys):
     page_files(tmp_path)
+    (tmp_path / "runs/tiny/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/tiny/checkpoints/ift").symlink_to(model_folder("embedded"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     commands = re.findall(r"^    python -m srl.main (.*)$", PAGE.read_text(), re.MULTILINE)

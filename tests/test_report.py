@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from srl.config import ConfigError
 from srl.evaluation.metrics import TRANSITIONS, summarise
 from srl.evaluation.report import browser
 from srl.evaluation.report.browser import choose
@@ -184,7 +185,7 @@ def test_half_a_line_of_a_running_job_is_left_out_and_said(tmp_path):
 
 def test_a_results_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"results\.json: not JSON"):
+    with pytest.raises(ConfigError, match=r"results\.json: not JSON"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

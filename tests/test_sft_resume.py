@@ -75,7 +75,8 @@ def play(folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int | None = Non
         learners.tick()
         append_line(folder / "metrics.jsonl", {"phase": phase, "step": step, **values})
 
-    run = SimpleNamespace(file=lambda name: folder / name, record=record, scalars=Scalars(folder / "tensorboard"))
+    scalars = Scalars(folder / "tensorboard")
+    run = SimpleNamespace(path=folder, file=lambda name: folder / name, record=record, scalars=scalars)
     config = load_config(None, [f"sft.epochs={EPOCHS}", f"sft.batch={BATCH}", "sft.checkpoint_every=2"])
     session = SimpleNamespace(config=config, run=run, base="", rewards=list, room=lambda: None, leave_room=lambda: None)
     stage1.fine_tune(session, lambda text: None)

@@ -15,7 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, config: Config) -> None:
     if options.dry_run:
+        from srl.driver.check import check_dry
+        from srl.driver.run import left
+
         dry_run(config)
+        for source in check_dry(config, left(config, (options.command,))):
+            print(f"# not looked at: {source}, from the hub")
         return
     from srl.driver.run import report, run_phases
 

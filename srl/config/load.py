@@ -145,12 +145,27 @@ def find(name: str, folder: Path, setting: str) -> Path:
 
 def read_yaml(name: str, file: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(file.read_text()) or {}
+        text = file.read_text("utf-8")
+        data = yaml.safe_load(text) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected sections such as `model:`, found {type(data).__name__}")
+    refuse_repeated(yaml.compose(text, yaml.SafeLoader), name)
     return data
+
+
+def refuse_repeated(node: yaml.Node | None, name: str, section: str = "") -> None:
+    """Raises ConfigError for a key that stands twice in one section: YAML would take the last without a word."""
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        setting, line = f"{section}{key.value}", key.start_mark.line + 1
+        if setting in lines:
+            raise ConfigError(f"{name}: {setting} stands twice, in lines {lines[setting]} and {line}")
+        lines[setting] = line
+        refuse_repeated(value, name, f"{setting}.")
 
 
 def merge(data: dict[str, Any], other: dict[str, Any]) -> None:
@@ -194,9 +209,10 @@ def explain(error: Any) -> str:
 
 
 def nearest_key(unknown: str) -> str | None:
-    """The valid key whose last part is most like that of `unknown`: of the same section if there is one, else of any."""
+    """The valid key whose last part is most like that of `unknown`: of its section (without one a shorthand too), else of any."""
     section, _, name = unknown.rpartition(".")
-    for keys in ([key for key in valid_keys() if key.rpartition(".")[0] == section], valid_keys()):
+    own = [key for key in valid_keys() if key.rpartition(".")[0] == section]
+    for keys in (own if section else [*own, *SHORTHANDS], valid_keys()):
         by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
         if close := difflib.get_close_matches(name, by_name, n=1):
             return by_name[close[0]]

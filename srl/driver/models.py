@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import yaml
 
-from srl.config import Config, ConfigError
+from srl.config import Config, ConfigError, read_yaml
 from srl.driver.evaluate import METHODS, complete, measure
 from srl.driver.run import stop_on_sigterm
 from srl.driver.session import Session, check_wording, connect, load_task
@@ -127,7 +126,7 @@ def origin(source: str) -> dict | None:
     """The section `model` of the run whose checkpoint this folder is."""
     folder = Path(source)
     file = folder.parent.parent / "config.yaml"
-    return yaml.safe_load(file.read_text()).get("model") if folder.parent.name == "checkpoints" and file.is_file() else None
+    return read_yaml(f"{file}", file).get("model") if folder.parent.name == "checkpoints" and file.is_file() else None
 
 
 def default_protocol(model: str, config: Config) -> str:

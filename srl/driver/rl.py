@@ -239,7 +239,7 @@ def start_folder(config: Config, run: Path) -> str:
     """The model that stage 2 of the run in that directory starts from. Raises ConfigError when stage 1 has not made it."""
     start, folder = config.rl.start, run / "checkpoints" / "ift"
     if start == "ift" and not list(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder}: no model weights (*.safetensors); run the phase that makes it first")
+        raise ConfigError(f"{folder}: no model weights (*.safetensors); run sft first, or name a model with rl.start")
     return {"ift": str(folder), "base": model_folder(config.model.path)}.get(start, start)
 
 

@@ -4,23 +4,21 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from srl.config import Config, ConfigError
+from srl.driver.check import check_start
 from srl.driver.evaluate import evaluate
-from srl.driver.policy import recipe_functions
 from srl.driver.resume import prepare_upload
 from srl.driver.rl import train_policy
-from srl.driver.session import Session, check_port, check_wording, connect, load_task
+from srl.driver.session import Session, connect
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations, train_reward_model
 from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table
-from srl.learner.model import check_model
 from srl.observe.progress import bar, say
-from srl.observe.run_directory import RunDirectory
-from srl.observe.sinks import check_sinks
+from srl.observe.run_directory import RunDirectory, finished
 from srl.observe.watchdog import observed
-from srl.rollout.judges import check_judge
 
 PHASES = {
     "evaluate-base": "the base model, prompted to judge and correct itself, and asked again without a verdict",
@@ -44,13 +42,7 @@ COMMANDS = {
 
 def run_phases(config: Config, *commands: str) -> None:
     """Run the commands' phases that are not done yet."""
-    check_model(config)
-    recipe_functions(config)
-    check_judge(config.protocol.name, config)
-    check_port(config)
-    check_sinks(config.run.sinks)
-    problems = load_task(config)
-    check_wording(config, (problem for uses in problems.values() for problem in flat(uses)))
+    problems = check_start(config, left(config, commands))
     run = RunDirectory(config)
     say(f"run {config.run.name} in {run.path}")
     session = Session(config, run)
@@ -69,6 +61,14 @@ def run_phases(config: Config, *commands: str) -> None:
         session.close()
 
 
+def left(config: Config, commands: Sequence[str]) -> list[str]:
+    """Phases of these commands that a start would perform."""
+    path = RunDirectory.locate(config)
+    done = {} if config.run.fresh else finished(path)
+    wanted = [phase for command in commands for phase in COMMANDS[command] if phase not in done]
+    return [phase for phase in wanted if commands != ("evaluate",) or has_checkpoint(path, phase)]
+
+
 def perform_missing(commands: Sequence[str], run: RunDirectory, session: Session, problems: dict) -> None:
     """The commands' phases in order, except those that are done."""
     wanted = [phase for command in commands for phase in COMMANDS[command]]
@@ -76,7 +76,7 @@ def perform_missing(commands: Sequence[str], run: RunDirectory, session: Session
         if phase in run.done():
             say(f"[{index + 1}/{len(wanted)}] {phase}: done before ({run.done()[phase]:.0f} s)")
             continue
-        if commands == ("evaluate",) and not has_checkpoint(run, phase):
+        if commands == ("evaluate",) and not has_checkpoint(run.path, phase):
             say(f"[{index + 1}/{len(wanted)}] {phase}: no such checkpoint yet, left out")
             continue
         say(f"[{index + 1}/{len(wanted)}] {phase}: {PHASES[phase]}")
@@ -127,8 +127,8 @@ def show(run: RunDirectory) -> None:
     say(f"report: {write_report(run.path)}")
 
 
-def has_checkpoint(run: RunDirectory, phase: str) -> bool:
-    return phase == "evaluate-base" or run.file(f"checkpoints/{phase.removeprefix('evaluate-')}").is_dir()
+def has_checkpoint(run: Path, phase: str) -> bool:
+    return phase == "evaluate-base" or (run / "checkpoints" / phase.removeprefix("evaluate-")).is_dir()
 
 
 def flat(by_name: dict[str, list]) -> list:

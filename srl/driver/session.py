@@ -25,6 +25,8 @@ from srl.trajectory import Outcome, Trajectory
 from srl.weights.bucket import folder_tensors
 from srl.weights.bundle import put_bundle
 
+ANSWER_S = 10.0  # longest wait for a cluster's head to take a connection
+
 
 class Session:
     """Close it in any case: engines hold memory until they are killed."""
@@ -127,12 +129,12 @@ def connect(config: Config) -> None:
     options = {"namespace": f"srl-{config.run.name}", "log_to_driver": False, "logging_level": "ERROR"}
     if config.run.log == "json":
         options |= {"logging_config": ray.LoggingConfig(encoding="JSON", log_level="ERROR")}
-    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    setting, address = cluster_address(config)
     if address:
         try:
             ray.init(address=address, **options)
         except ConnectionError as error:
-            raise ConfigError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from None
+            raise ConfigError(f"{setting}={address}: no Ray cluster answers there ({error})") from None
         check_cluster(config)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -157,6 +159,26 @@ def quiet_pipelines() -> None:
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def cluster_address(config: Config) -> tuple[str, str]:
+    """Setting or variable that names the cluster to join, and the address; "" for none."""
+    setting = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
+    return setting, config.run.ray_address or os.environ.get("RAY_ADDRESS", "")
+
+
+def check_address(config: Config) -> None:
+    """Raises ConfigError when nothing listens at the cluster's address, for which Ray itself would wait many minutes."""
+    setting, address = cluster_address(config)
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise ConfigError(f"{setting}={address}: not a cluster's address: HOST:PORT of its head, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"{setting}={address}: no Ray cluster answers there ({error})") from None
 
 
 def check_port(config: Config) -> None:

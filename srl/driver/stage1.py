@@ -58,7 +58,7 @@ def sampling_passes(settings: Stage1Config, base: str, folder: Path) -> list[Sam
     if not settings.teacher:
         return [SamplingPass(folder / "samples", base)]
     teacher = model_folder(settings.teacher)
-    if load_tokenizer(teacher).get_vocab() != load_tokenizer(base).get_vocab():
+    if load_tokenizer(teacher, "stage1.teacher").get_vocab() != load_tokenizer(base).get_vocab():
         raise ConfigError(f"stage1.teacher={settings.teacher}: its tokenizer is not that of {base}")
     first = folder / "samples-before"
     if settings.teacher_writes == "attempt":
@@ -97,13 +97,19 @@ REWARD_MODEL = Fit("orm", "orm", outcome_loss, critic=True)
 
 def fine_tune(session: Session, say: Callable[[str], None]) -> None:
     """Supervised fine-tuning on the demonstrations."""
-    demonstrations = session.run.file("stage1/demonstrations.parquet")
-    if not demonstrations.exists():
-        raise ConfigError(f"{demonstrations}: no demonstrations; run stage1 first")
+    demonstrations = demonstrations_file(session.run.path)
     train, validation = (load_demonstrations(demonstrations, split) for split in ("train", "validation"))
     if not train:
         raise ConfigError(f"{demonstrations}: one problem alone cannot be trained and held out; sample more with stage1.prompts")
     fit(session, FINE_TUNING, train, validation, say)
+
+
+def demonstrations_file(run: Path) -> Path:
+    """What the run in that directory is fine-tuned on. Raises ConfigError when stage 1 has not made it."""
+    file = run / "stage1" / "demonstrations.parquet"
+    if not file.exists():
+        raise ConfigError(f"{file}: no demonstrations; run stage1 first, or take some with import")
+    return file
 
 
 def train_reward_model(session: Session, say: Callable[[str], None]) -> None:

@@ -1,5 +1,6 @@
 """A causal language model that returns what training needs: log-probabilities (or values) of the trained tokens."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -122,31 +123,36 @@ def save_folder(module: nn.Module, state: dict[str, torch.Tensor], tokenizer: st
     shutil.rmtree(old, ignore_errors=True)
 
 
-def parameter_count(path: str) -> int:
-    """Parameters of the model at `path`, from its configuration alone. Raises ConfigError if there is none."""
+def parameter_count(path: str, setting: str) -> int:
+    """Parameters of the model at `path`, from its configuration alone. Raises ConfigError that names the setting for none."""
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.path={path}: no model configuration can be loaded from it: {first_line(error)}") from None
+        raise ConfigError(f"{setting}={path}: no model configuration can be loaded from it: {first_line(error)}") from None
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def check_model(config: Config) -> None:
-    """Refuse a missing or broken model and a machine too small for it, before anything starts."""
-    path = model_folder(config.model.path)
-    load_tokenizer(path)
-    count = parameter_count(path)
+def check_folder(path: str, setting: str) -> int:
+    """Parameters of the model at `path`. Raises ConfigError, naming the setting, for one that is missing or broken."""
+    load_tokenizer(path, setting)
+    count = parameter_count(path, setting)
     for file in sorted(Path(path).glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ConfigError(f"model.path={path}: {file.name} is broken: {first_line(error)}") from None
+            raise ConfigError(f"{setting}={path}: {file.name} is broken: {first_line(error)}") from None
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
-        raise ConfigError(f"model.path={path}: no weights (*.safetensors) in it")
+        raise ConfigError(f"{setting}={path}: no weights (*.safetensors) in it")
+    return count
+
+
+def check_model(config: Config) -> None:
+    """Refuse a missing or broken model and a machine too small for it, before anything starts."""
+    count = check_folder(model_folder(config.model.path), "model.path")
     rollout = config.rollout
-    if rollout.gpus or config.run.ray_address:
+    if rollout.gpus or config.run.ray_address or os.environ.get("RAY_ADDRESS"):
         return
     needed = rollout.workers * (rollout.kv_cache_gib * 2**30 + count * (4 if config.model.dtype == "float32" else 2))
     if needed > (free := psutil.virtual_memory().available):

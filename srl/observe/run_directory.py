@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from srl.config import Config, ConfigError
+from srl.config import Config, ConfigError, read_yaml
 from srl.observe.scalars import Scalars
 
 # Settings that say where and how to run; changing them does not make it another run.
@@ -53,23 +53,24 @@ FREE = {
     "reward": {"nodes", "workers", "cpus", "processes", "recycle_after", "timeout_s", "alarm_share"},
 }
 LEAST_FREE_BYTES = 2**30
+# Where a run keeps what it has come to: as long as there is none of it, its settings may change.
+KEPT = ("state.json", "metrics.jsonl", "results.json", "evaluations", "stage1", "checkpoints", "resume")
 
 
 class RunDirectory:
     def __init__(self, config: Config):
-        """Create or continue the directory. Raises ConfigError for another configuration's directory or a full disk."""
+        """Create or continue the directory. Raises ConfigError as `check_directory`, for a full disk, and where none can be."""
         self.path = self.locate(config)
-        if config.run.fresh and self.path.exists() and any(self.path.iterdir()):
-            if not (self.path / "config.yaml").exists():
-                raise ConfigError(f"run.fresh: {self.path} holds no run (no config.yaml), so it is not deleted")
+        check_directory(config)
+        if config.run.fresh and self.path.exists():
             with self.alone():
                 shutil.rmtree(self.path)
-        settings = identity(config)
-        if (self.path / "config.yaml").exists():
-            refuse_other(self.path, settings)
+        elif changes(self.path, config):
+            with self.alone():
+                pass  # nobody has just begun there
         check_disk(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        make_folder(f"run.directory={config.run.directory}", self.path)
+        write_text(self.path / "config.yaml", yaml.safe_dump(identity(config), sort_keys=False))
         for folder in ("stage1/samples", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         self.scalars = Scalars(self.path / "tensorboard")
@@ -105,8 +106,7 @@ class RunDirectory:
 
     def done(self) -> dict[str, float]:
         """Finished phases and their seconds."""
-        file = self.file("state.json")
-        return json.loads(file.read_text())["phases"] if file.exists() else {}
+        return finished(self.path)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -142,8 +142,7 @@ class RunDirectory:
         write_text(file, "".join(line + "\n" for line in [*(line for line in old if not line.startswith(begin)), *new]))
 
     def rows(self) -> list[dict[str, Any]]:
-        file = self.file("results.json")
-        return json.loads(file.read_text())["rows"] if file.exists() else []
+        return (read_json(self.file("results.json")) or {"rows": []})["rows"]
 
     def close(self) -> None:
         self.scalars.close()
@@ -164,22 +163,65 @@ def identity(config: Config) -> dict[str, Any]:
     return settings
 
 
-def refuse_other(path: Path, settings: dict[str, Any]) -> None:
-    """A setting that did not exist when the run was made had its default then."""
-    before, defaults = yaml.safe_load((path / "config.yaml").read_text()) or {}, identity(Config())
-    had = {section: defaults[section] | (before.get(section) or {}) for section in settings}
-    changed = [
-        f"{section}.{key} was {had[section][key]!r}, now {value!r}"
-        for section, values in settings.items()
-        for key, value in values.items()
-        if had[section][key] != value
-    ]
-    if changed:
+def finished(path: Path) -> dict[str, float]:
+    """Finished phases of the run in that directory and their seconds."""
+    return (read_json(path / "state.json") or {"phases": {}})["phases"]
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """None if there is no such file. Raises ConfigError for one that is no JSON object."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def check_directory(config: Config) -> None:
+    """Raises ConfigError for a directory that holds another configuration's run, or what `fresh` may not delete."""
+    path = RunDirectory.locate(config)
+    if config.run.fresh:
+        if path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").exists():
+            raise ConfigError(f"run.fresh: {path} holds no run (no config.yaml), so it is not deleted")
+    elif (changed := changes(path, config)) and any(file.is_file() for file in kept(path)):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(
             f"{path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
             "choose another run.name, or fresh=true to start over"
         )
+
+
+def changes(path: Path, config: Config) -> list[str]:
+    """Settings that were others when the run in that directory was made. One that did not exist then had its default."""
+    if not (path / "config.yaml").exists():
+        return []
+    before, defaults = read_yaml(f"{path / 'config.yaml'}", path / "config.yaml"), identity(Config())
+    settings = identity(config)
+    had = {section: defaults[section] | (before.get(section) or {}) for section in settings}
+    return [
+        f"{section}.{key} was {had[section][key]!r}, now {value!r}"
+        for section, values in settings.items()
+        for key, value in values.items()
+        if had[section][key] != value
+    ]
+
+
+def kept(path: Path) -> Iterator[Path]:
+    for name in KEPT:
+        yield path / name
+        yield from (path / name).rglob("*")
+
+
+def make_folder(setting: str, folder: Path) -> None:
+    """Raises ConfigError that names the setting where there can be no such folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{setting}: {folder} cannot be made: {error.strerror}") from None
 
 
 def check_disk(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from srl.observe.health import gibibytes
+from srl.observe.run_directory import finished, read_json
 
 # Recorded numbers worth a line, in this order; each phase has some of them.
 SHOWN = ("loss", "reward", "turn1", "final", "kl", "entropy", "policy_age", "tokens_per_second", "seconds", "validation_loss")
@@ -14,9 +16,8 @@ TAIL_BYTES = 65536
 
 def format_status(path: Path, now: float) -> str:
     """Several lines: phase and step, what is done, the latest measurement, each actor, alarms."""
-    state = json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else None
-    done = json.loads((path / "state.json").read_text())["phases"] if (path / "state.json").exists() else {}
-    lines = [headline(path, state, now)]
+    state, done = read_json(path / "status.json"), finished(path)
+    lines = [headline(path, state, done, now)]
     if done:
         lines.append("done: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.items()))
     if latest := last_record(path / "metrics.jsonl"):
@@ -28,10 +29,12 @@ def format_status(path: Path, now: float) -> str:
     return "\n".join(lines)
 
 
-def headline(path: Path, state: dict[str, Any] | None, now: float) -> str:
+def headline(path: Path, state: dict[str, Any] | None, done: Mapping[str, float], now: float) -> str:
     if state is None:
         return f"{path}: has not started its actors yet"
     where = f"pid {state['pid']} on {state['host']}"
+    if state["ended"] and done and state["phase"] in (*done, "start"):
+        return f"{path}: finished what was asked for {ago(now - state['written'])} ({where})"
     if state["ended"]:
         return f"{path}: not running; ended {ago(now - state['written'])} in phase {state['phase']} ({where})"
     if now - state["written"] > 10 * state["interval_s"] + 30:

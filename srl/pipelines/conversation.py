@@ -78,7 +78,7 @@ def demonstration(found: Mapping[str, Any], chat: Chat) -> Row:
     The end token of an answer has the weight of its last piece. Raises ValueError for a record that is not a conversation.
     """
     messages = found.get("messages")
-    if not isinstance(messages, Sequence) or not messages or not all({"role", "content"} <= set(m) for m in messages):
+    if not isinstance(messages, Sequence) or not messages or not all(map(is_message, messages)):
         raise ValueError("no list `messages` of objects with `role` and `content`")
     if unknown := {m["role"] for m in messages} - {"system", "user", "assistant"}:
         raise ValueError(f"role {sorted(unknown)[0]!r} is none of system, user, assistant")
@@ -106,6 +106,10 @@ def demonstration(found: Mapping[str, Any], chat: Chat) -> Row:
         "weights": weights,
         "messages": [{"role": m["role"], "pieces": part} for m, part in zip(messages, parts, strict=True)],
     }
+
+
+def is_message(found: Any) -> bool:
+    return isinstance(found, Mapping) and "role" in found and isinstance(found.get("content"), str)
 
 
 # --- files
@@ -171,7 +175,9 @@ def import_records(config: Config, source: str, target: Path) -> dict[str, Any]:
     for place, split, found in read_records(source):
         try:
             row = demonstration(found, chat)
-        except (ValueError, ConfigError) as error:
+        except KeyError as error:
+            raise ConfigError(f"{place}: train_detail without {error}") from None
+        except (ValueError, TypeError, ConfigError) as error:
             raise ConfigError(f"{place}: {error}") from None
         if not any(row["weights"]):
             dropped["nothing in it is trained"] += 1

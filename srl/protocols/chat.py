@@ -84,16 +84,18 @@ def squeezed(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).split())
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Raises ConfigError when there is no usable tokenizer with a chat template at `path`."""
+def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenizerBase:
+    """Raises ConfigError, naming the setting, when there is no usable tokenizer with a chat template at `path`."""
+    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ConfigError(f"{setting}={path}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"model.path={path}: no tokenizer can be loaded from it: {first_line(error)}") from None
+        raise ConfigError(f"{setting}={path}: no tokenizer can be loaded from it: {first_line(error)}") from None
     if tokenizer.chat_template is None:
-        raise ConfigError(f"model.path={path}: its tokenizer has no chat template (tokenizer_config.json: chat_template)")
+        raise ConfigError(f"{setting}={path}: its tokenizer has no chat template (tokenizer_config.json: chat_template)")
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"model.path={path}: its tokenizer has no end token (tokenizer_config.json: eos_token)")
+        raise ConfigError(f"{setting}={path}: its tokenizer has no end token (tokenizer_config.json: eos_token)")
     return tokenizer
 
 

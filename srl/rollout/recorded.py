@@ -25,7 +25,7 @@ def read_trajectories(file: Path) -> list[Trajectory]:
     if not file.is_file():
         raise ConfigError(f"{file}: no such file of trajectories")
     trajectories = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             trajectories.append(from_record(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:

@@ -122,6 +122,14 @@ def to_problem(text: str, gold: str) -> Problem:
     return Problem(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), text, gold)
 
 
+def on_hub(source: str) -> bool:
+    """Whether the problems of this source come from the hub, not from a file."""
+    name, _, file = source.partition("=")
+    if name.partition(":")[0] in BENCHMARKS:
+        return not file or on_hub(file)
+    return Path(source).suffix not in SUFFIXES and not Path(source).exists()
+
+
 def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers, from 1; in JSON lines the number of the line."""
     path = Path(source)
@@ -140,7 +148,10 @@ def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """One object per line, or one list of objects in a .json file."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     if path.suffix == ".json":
         rows = enumerate(parse_json(text, f"{path}"), 1) if text.strip() else iter(())
     else:
@@ -170,7 +181,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_PER_READ):
             yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (OSError, pyarrow.ArrowInvalid) as error:
         raise ConfigError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
 
 

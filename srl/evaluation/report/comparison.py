@@ -4,8 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from srl.config import read_yaml
 from srl.evaluation.compare import align, paired_tests, spread
 from srl.evaluation.report.files import RunFiles, read_run, series
 from srl.evaluation.report.markup import escape, interval, missing, number, table
@@ -27,7 +26,7 @@ COLUMNS |= {"verdict_wrong": "verdict W"}
 
 
 def write_comparison(directories: list[Path], target: Path) -> Path:
-    """Raises ValueError for a results.json that is not JSON."""
+    """Raises ConfigError for a results.json that is not JSON, a config.yaml that is not YAML."""
     return write_page(target, comparison([read_run(directory) for directory in directories]))
 
 
@@ -108,7 +107,7 @@ def seconds(runs: list[RunFiles]) -> str:
 
 
 def settings(runs: list[RunFiles]) -> str:
-    flat = [flattened(run.config) for run in runs]
+    flat = [flattened(run.path / "config.yaml") for run in runs]
     keys = [
         key for key in dict.fromkeys(key for found in flat for key in found) if len({str(found.get(key)) for found in flat}) > 1
     ]
@@ -116,6 +115,6 @@ def settings(runs: list[RunFiles]) -> str:
     return table(["setting", *(escape(run.name) for run in runs)], body) if body else missing("The configurations are equal.")
 
 
-def flattened(config: str) -> dict[str, Any]:
-    sections = yaml.safe_load(config) if config else {}
-    return {f"{name}.{key}": value for name, values in (sections or {}).items() for key, value in values.items()}
+def flattened(config: Path) -> dict[str, Any]:
+    sections = read_yaml(f"{config}", config) if config.is_file() else {}
+    return {f"{name}.{key}": value for name, values in sections.items() for key, value in (values or {}).items()}

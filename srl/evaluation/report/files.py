@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from srl.observe.run_directory import read_json
+
 Record = dict[str, Any]
 
 
@@ -30,7 +32,7 @@ class RunFiles:
 
 
 def read_run(directory: Path) -> RunFiles:
-    """Raises ValueError for a results.json or card.json that is not JSON."""
+    """Raises ConfigError for a results.json or card.json that is not JSON."""
     directory = Path(directory)
     metrics, bad_metrics = read_lines(directory / "metrics.jsonl")
     samples, bad_samples = read_lines(directory / "trajectories.jsonl")
@@ -44,15 +46,6 @@ def read_run(directory: Path) -> RunFiles:
         config.read_text("utf-8", "replace") if config.is_file() else "",
         bad_metrics + bad_samples,
     )
-
-
-def read_json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def read_lines(path: Path) -> tuple[list[Record], list[str]]:

@@ -1,0 +1,93 @@
+"""What can be refused before Ray starts and before anything is written: settings, files, folders, data."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from srl.config import Config, ConfigError
+from srl.driver.policy import recipe_functions
+from srl.driver.rl import start_folder
+from srl.driver.session import check_address, check_port, check_wording, load_task
+from srl.driver.stage1 import demonstrations_file, sampling_passes
+from srl.learner.model import check_folder, check_model
+from srl.observe.run_directory import RunDirectory, check_directory
+from srl.observe.sinks import check_sinks
+from srl.pipelines.assemble import check_tokenizer
+from srl.pipelines.samples import sample_files
+from srl.protocols.chat import Chat, model_folder
+from srl.rollout.judges import check_judge
+from srl.rollout.recorded import read_trajectories
+from srl.tasks.problems import Problem, load_problems, on_hub
+
+Uses = dict[str, dict[str, list[Problem]]]
+
+
+def check_start(config: Config, phases: Sequence[str]) -> Uses:
+    """The task's problems, for a start of these phases. Raises ConfigError."""
+    check_settings(config, phases)
+    check_port(config)
+    check_address(config)
+    problems = load_task(config)
+    check_wording(config, every(problems))
+    return problems
+
+
+def check_dry(config: Config, phases: Sequence[str]) -> list[str]:
+    """As `check_start` except for this machine's ports and clusters; returns the data sets of the hub, which are not loaded."""
+    check_settings(config, phases)
+    task, limit = config.task, config.evaluate.problems
+    sources = [source for source in (task.train, task.validation, *task.test.values()) if source]
+    if not (hub := list(filter(on_hub, sources))):
+        check_wording(config, every(load_task(config)))
+    for source in sources if hub else ():
+        if source not in hub:
+            check_wording(config, load_problems(source, task.question_key, task.answer_key, limit))
+    return hub
+
+
+def check_settings(config: Config, phases: Sequence[str]) -> None:
+    check_directory(config)
+    check_model(config)
+    recipe_functions(config)
+    check_judge(config.protocol.name, config)
+    check_sinks(config.run.sinks)
+    check_inputs(config, phases)
+
+
+def check_inputs(config: Config, phases: Sequence[str]) -> None:
+    """Raises ConfigError where one of these phases, in this order, would miss a file or folder that a setting names, or that
+    an earlier phase makes."""
+    run, stage1, start = RunDirectory.locate(config), config.stage1, config.rl.start
+    base = model_folder(config.model.path)
+    named = {"stage1.samples": stage1.samples, "rl.start": start, "stage1.teacher": stage1.teacher}
+    named["rollout.replay"] = config.rollout.replay
+    if config.run.fresh:
+        for setting, path in named.items():
+            if path and Path(path).absolute().is_relative_to(run):
+                raise ConfigError(f"{setting}={path}: fresh=true would delete it")
+        if phases[0] == "sft" or (phases[0] == "rl" and start == "ift"):
+            raise ConfigError(f"fresh=true would delete what {phases[0]} starts from; begin with run or stage1")
+    if "sample" in phases and stage1.teacher and not stage1.samples:
+        sampling_passes(stage1, base, run)
+        check_folder(model_folder(stage1.teacher), "stage1.teacher")
+    if stage1.samples and {"assemble", "orm"} & set(phases):
+        try:
+            check_tokenizer(sample_files(Path(stage1.samples))[0], Chat(base, config.prompts))
+        except ConfigError as error:
+            raise ConfigError(f"stage1.samples={stage1.samples}: {error}") from None
+    elif {"assemble", "orm"} & set(phases) and "sample" not in phases:
+        sample_files(run / "stage1" / "samples")
+    if "sft" in phases and "assemble" not in phases:
+        demonstrations_file(run)
+    if "rl" in phases and start not in ("ift", "base"):
+        check_folder(start, "rl.start")
+    elif "rl" in phases and "sft" not in phases:
+        start_folder(config, run)
+    if phases and config.rollout.replay:
+        try:
+            read_trajectories(Path(config.rollout.replay))
+        except ConfigError as error:
+            raise ConfigError(f"rollout.replay={error}") from None
+
+
+def every(uses: Uses) -> Iterator[Problem]:
+    return (problem for by_name in uses.values() for problems in by_name.values() for problem in problems)
