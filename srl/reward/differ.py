@@ -11,7 +11,8 @@ from itertools import product
 from typing import NamedTuple
 
 from srl.reward.equation import Equation, says_more, solutions_differ
-from srl.reward.point import SYMBOL, SYMBOL_ALONE, Unread, apart, symbol_name, symbols, value
+from srl.reward.point import SYMBOL, SYMBOL_ALONE, UNDEFINED, Unread, apart, symbol_name, symbols, value
+from srl.reward.readings import COMMAS, UNION, readings
 from srl.reward.spelling import IN_TEXT, NOT_A_UNIT, values
 
 LONGEST = 400  # characters
@@ -19,19 +20,20 @@ MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 ANGLE = r"\angle"
 DEFINITION = re.compile(rf"({SYMBOL}(?:\([A-Za-z]\))?|{re.escape(ANGLE)}(?: ?{SYMBOL})+) ?(?:=|\\in(?![a-z])) ?(.+)")
 SPACING = re.compile(r"\\(?:left|right|q?quad)(?![a-z])|(?<!\\)\\[,;: ]|~")
-UNION = re.compile(r"\\cup(?![a-z])")
 ORDER = {"<": "<", r"\lt": "<", ">": ">", r"\gt": ">"} | {
     rf"\{order}e{rest}": f"{sign}=" for order, sign in ("l<", "g>") for rest in ("", "q", "qslant")
 }
 INEQUALITY = re.compile(rf"(.+?)({'|'.join(map(re.escape, sorted(ORDER, key=len, reverse=True)))})(?![a-z])(.+)")
 TURNED = str.maketrans("<>", "><")
 UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z. ]+)\}(?:\s*\^\s*\{?[23]\}?)?$")
+PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
+DOLLARS = re.compile(r"^(-?) ?\\\$ ?")
+BRACKETED_NUMBER = re.compile(r"\[ ?(-?\d+(?:\.\d+)?) ?\]")
 PERCENT = re.compile(r"\s*\\?%$")
+SET = re.compile(r"\\\{(.*)\\\}", re.DOTALL)
 MIXED = re.compile(r"(-?)(\d+) ?\\[dt]?frac\{(\d+)\}\{(\d+)\}")  # 1\frac{1}{2} is one and a half
-THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
 NO_NUMBERS = re.compile(r"[A-Za-z ,.'()-]+")
 NUMBER_WORDS = re.compile(r"\b(?:pi|inf|infty|infinity|i|e|oo)\b", re.IGNORECASE)
-LONG_POWER = re.compile(r"\^ ?(\d)(\d+)")
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -49,6 +51,13 @@ class Element(NamedTuple):
     equation: Equation | None = None
 
 
+class Interval(NamedTuple):
+    start: float
+    open: bool  # at its start
+    end: float
+    closes: bool  # at its end
+
+
 def surely_differ(left: str, right: str) -> bool:
     """Whether two normalised answers have different values; False where that is not sure."""
     if is_text(left) or is_text(right):
@@ -64,17 +73,6 @@ def is_text(answer: str) -> bool:
 
 def has_number(answer: str) -> bool:
     return bool(elements(answer)) and re.search(r"\d", re.sub(r"_(?:\w|\{\w+\})", "", answer)) is not None
-
-
-def readings(answer: str) -> tuple[str, ...]:
-    """(3,331) is a pair to some and 3331 to others; x^23 has an exponent of two digits or, in LaTeX, is three times x^2."""
-    texts, found = (answer,), THOUSANDS.findall(answer)
-    if len(found) == 1 and found[0].count(",") == 1:
-        commas = (", ",) if UNION.search(answer) else ("", ", ")  # a union is of intervals
-        texts = tuple(THOUSANDS.sub(found[0].replace(",", comma), answer) for comma in commas)
-    if not LONG_POWER.search(answer):
-        return texts
-    return tuple(LONG_POWER.sub(power, text) for text in texts for power in (r"^{\1\2}", r"^{\1} \\cdot \2"))
 
 
 def read_differ(left: str, right: str) -> bool:
@@ -140,16 +138,21 @@ def angles_differ(left: Element, right: Element) -> bool:
 @lru_cache(maxsize=8192)
 def elements(text: str) -> tuple[Element, ...]:
     """Of a normalised answer; none if any part of it is not read."""
-    if len(text) > LONGEST or THOUSANDS.search(text):
+    if len(text) > LONGEST or COMMAS.search(text):
         return ()
     try:
-        return tuple(element(part) for part in values(SPACING.sub(" ", text)))
+        return tuple(element(signed) for part in values(SPACING.sub(" ", text)) for signed in both_signs(part))
     except (Unread, ArithmeticError, ValueError, RecursionError):
         return ()
 
 
+def both_signs(text: str) -> tuple[str, ...]:
+    r"""1 \pm 2 is 1 + 2 and 1 - 2."""
+    return (PLUS_MINUS.sub("+", text), PLUS_MINUS.sub("-", text)) if len(PLUS_MINUS.findall(text)) == 1 else (text,)
+
+
 def element(text: str) -> Element:
-    text = text.strip().removeprefix(r"\$").lstrip()
+    text = DOLLARS.sub(r"\1", text.strip())
     if definition := DEFINITION.fullmatch(text):
         body = element(definition[2])
         if body.name or body.equation:  # x = y = 1
@@ -160,7 +163,7 @@ def element(text: str) -> Element:
         text = text[: unit.start()]
     if matrix := MATRIX.fullmatch(text):
         cells = [cell for row in matrix[2].split("\\\\") for cell in row.split("&")]
-        return Element("", "row", tuple(map(value, cells)))
+        return Element("", "row", tuple(map(number, cells)))
     if (inequality := INEQUALITY.fullmatch(text)) and not re.search("[<>=]", inequality[1] + inequality[3]):
         return inequality_between(inequality[1].strip(), ORDER[inequality[2]], inequality[3].strip())
     if text.count("=") == 1:
@@ -168,17 +171,27 @@ def element(text: str) -> Element:
         value(left), value(right)
         return Element("", "equation", (), (left, right))
     if UNION.search(text):
-        return union([element(part) for part in UNION.split(text)])
+        return union(UNION.split(text))
     if text[:1] in ("(", "[") and len(inside := values(text[1:-1])) > 1 and text[-1:] in (")", "]"):
-        return Element("", "row", tuple(map(value, inside)))
+        return Element("", "row", tuple(map(number, inside)))
+    if bracketed := BRACKETED_NUMBER.fullmatch(text):
+        text = bracketed[1]
     if mixed := MIXED.fullmatch(text):
-        return Element("", "number", (int(mixed[1] + "1") * (int(mixed[2]) + value(rf"\frac{{{mixed[3]}}}{{{mixed[4]}}}")),))
+        return Element("", "number", (int(mixed[1] + "1") * (int(mixed[2]) + number(rf"\frac{{{mixed[3]}}}{{{mixed[4]}}}")),))
     if text.count(":") == 1:  # a ratio
         part, whole = map(value, text.split(":"))
         return Element("", "number", (part / whole,))
     if PERCENT.search(text):
         return Element("", "percent", (value(PERCENT.sub("", text)),))
-    return Element("", "number", (value(text),))
+    return Element("", "number", (number(text),))
+
+
+def number(text: str) -> complex:
+    """UNDEFINED where it divides by zero."""
+    try:
+        return value(text)
+    except ZeroDivisionError:
+        return UNDEFINED
 
 
 def inequality_between(left: str, order: str, right: str) -> Element:
@@ -190,17 +203,36 @@ def inequality_between(left: str, order: str, right: str) -> Element:
     return Element(symbol_name(left) + order, "inequality", (value(right),))
 
 
-def union(parts: Sequence[Element]) -> Element:
-    """Ends of the intervals after those that touch are joined: unions of other ends are other sets. Raises Unread for more."""
-    merged: list[list[float]] = []
-    for part in sorted(parts, key=lambda part: part.numbers[0].real):
-        if part.kind != "row" or len(part.numbers) != 2 or part.name or any(number.imag for number in part.numbers):
-            raise Unread
-        start, end = (number.real for number in part.numbers)
-        if start >= end:
-            raise Unread
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(end, merged[-1][1])
-        else:
-            merged.append([start, end])
-    return Element("", "row", tuple(complex(end) for interval in merged for end in interval))
+def union(parts: Sequence[str]) -> Element:
+    """Ends of the intervals after those that touch are joined: unions of other ends are other sets. Raises Unread for more.
+
+    A gap of one point, as between (0,1) and (1,2), has two ends; empty intervals have none.
+    """
+    merged: list[Interval] = []
+    for part in sorted(interval for text in parts for interval in intervals(text.strip())):
+        if merged and (part.start < merged[-1].end or (part.start == merged[-1].end and (merged[-1].closes or not part.open))):
+            last = merged.pop()
+            end, closes = max((last.end, last.closes), (part.end, part.closes))
+            part = Interval(last.start, last.open, end, closes)
+        merged.append(part)
+    if not merged:
+        raise Unread
+    return Element("", "row", tuple(complex(end) for interval in merged for end in (interval.start, interval.end)))
+
+
+def intervals(text: str) -> list[Interval]:
+    r"""Of an interval, or one for each number in a set such as \{1, 2\}; none of what is empty."""
+    if numbers := SET.fullmatch(text):
+        return [Interval(real(number), False, real(number), True) for number in values(numbers[1])]
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(inside := values(text[1:-1])) != 2:
+        raise Unread
+    found = Interval(real(inside[0]), text[0] == "(", real(inside[1]), text[-1] == "]")
+    empty = found.start > found.end or (found.start == found.end and (found.open or not found.closes))
+    return [] if empty else [found]
+
+
+def real(text: str) -> float:
+    number = value(text)
+    if number.imag:
+        raise Unread
+    return number.real

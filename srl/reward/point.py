@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping
 
 LONGEST = 200  # characters
+UNDEFINED = complex(math.nan)  # one over zero
 APART = 1e-6  # relative: more than floating point loses, and as much as the comparison forgives
 LARGEST = 1e250
 DIGITS = "0123456789."
@@ -40,8 +41,11 @@ GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
     "|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
 )
-SUBSCRIPT = r"(?:\s*_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?"
-SYMBOL = rf"(?:[A-Za-z]|\\mathcal\{{[A-Z]\}}|\\(?:hbar|(?:var)?(?:{GREEK}))(?![A-Za-z])){SUBSCRIPT}"
+SUBSCRIPT = r"(?:\s*_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}|\{\\(?:text|mathrm|rm)\s*\{\s*[A-Za-z0-9]+\s*\}\}))?"
+LETTER = rf"(?:[A-Za-z]|\\mathcal\{{[A-Z]\}}|\\(?:hbar|(?:var)?(?:{GREEK}))(?![A-Za-z]))"
+PRIME = r"(?:'+|\s*\^\s*\{\s*(?:\\prime\s*)+\}|\s*\^\s*\\prime(?![a-z]))?"
+SYMBOL = rf"(?:{LETTER}|\\d?dot\s*(?:{LETTER}|\{{\s*{LETTER}\s*\}})){SUBSCRIPT}{PRIME}"
+SUBSCRIPTS = re.compile(r"_\{\w+\}|_\{\\\w+\s*\{[^{}]*\}\}|\\d?dot(?![a-z])|\\prime(?![a-z])")
 SYMBOL_ALONE = re.compile(SYMBOL)
 TOKENS = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)"
@@ -58,11 +62,19 @@ class Unread(Exception):
 
 
 def value(text: str, at: Mapping[str, complex] = {}) -> complex:
-    """With these values of some symbols, by name. Raises Unread, ArithmeticError or ValueError for what has no value here."""
-    if len(text) > LONGEST or WORDS.search(re.sub(r"_\{\w+\}", "", text)):
+    """With these values of some symbols, by name. Raises Unread, ArithmeticError or ValueError for what has no value here.
+
+    ZeroDivisionError only for what has none anywhere.
+    """
+    if len(text) > LONGEST or WORDS.search(SUBSCRIPTS.sub("", text)):
         raise Unread
     reader = Reader(tokenise(text), at)
-    found = reader.sum()
+    try:
+        found = reader.sum()
+    except ZeroDivisionError:
+        if reader.vanished:
+            raise Unread from None
+        raise
     if reader.next or not cmath.isfinite(found) or abs(found) > LARGEST:
         raise Unread
     return found
@@ -75,10 +87,13 @@ def symbols(text: str) -> set[str]:
 
 def symbol_name(token: str) -> str:
     """Capitals are the same symbols to math-verify."""
-    return re.sub(r"\\(?:var)?|[\s{}]", "", token).lower()
+    return re.sub(r"\\(?:var|text|mathrm|rm(?![a-z]))?|[\s{}^]", "", token).replace("prime", "'").lower()
 
 
 def apart(left: complex, right: complex) -> bool:
+    if cmath.isnan(left) or cmath.isnan(right):
+        known = left if cmath.isnan(right) else right
+        return not cmath.isnan(known) and abs(known) < INFINITY / 2  # some write infinity for one over zero
     return abs(left - right) > APART * (1 + abs(left) + abs(right))
 
 
@@ -98,6 +113,11 @@ class Reader:
 
     def __init__(self, tokens: list[str], at: Mapping[str, complex]) -> None:
         self.tokens, self.at, self.taken = tokens[::-1], at, ""
+        self.vanished = False  # whether anything came out as zero that may be too small, or the rounding of a difference
+
+    def kept(self, found: complex, *parts: complex) -> complex:
+        self.vanished |= found == 0 and all(parts)
+        return found
 
     @property
     def next(self) -> str:
@@ -114,7 +134,7 @@ class Reader:
         sign = self.take() if self.next in ("+", "-") else "+"
         while True:
             term = self.product()
-            value += term if sign == "+" else -term
+            value = self.kept(value + (term if sign == "+" else -term), value, term)
             if self.next not in ("+", "-"):
                 return value
             sign = self.take()
@@ -124,15 +144,18 @@ class Reader:
         while True:
             if self.next in ("*", "\\cdot", "\\times"):
                 self.take()
-                value *= self.power()
+                factor = self.power()
+                value = self.kept(value * factor, value, factor)
             elif self.next == "/":
                 self.take()
-                value, divided = value / self.power(), True
+                value, divided = self.kept(value / self.power(), value), True
             elif self.next and self.next not in ENDS:
                 # 1/2x is read by some as half an x and by others as one over 2x; 2 3 is no product; 1\frac{1}{2} is a sum.
-                if divided or self.next[0].isdigit() or self.next == "[" or ("frac" in self.next and self.taken[0] in DIGITS):
+                number = self.next[0].isdigit() and self.taken != ")"
+                if divided or number or self.next == "[" or ("frac" in self.next and self.taken[0] in DIGITS):
                     raise Unread
-                value *= self.power()
+                factor = self.power()
+                value = self.kept(value * factor, value, factor)
             else:
                 return value
 
@@ -147,7 +170,7 @@ class Reader:
         exponent = self.argument()
         if self.next in ("^", "!") or abs(exponent) > 1000:
             raise Unread
-        return base**exponent
+        return self.kept(base**exponent, base)
 
     def atom(self) -> complex:
         token = self.take()
@@ -161,7 +184,8 @@ class Reader:
             self.tokens.append(token)
             return self.group()
         if token.endswith("frac"):
-            return self.argument() / self.argument()
+            numerator = self.argument()
+            return self.kept(numerator / self.argument(), numerator)
         if token.endswith("binom"):
             upper, lower = self.argument(), self.argument()
             return factorial(upper) / (factorial(lower) * factorial(upper - lower))
@@ -203,7 +227,7 @@ class Reader:
             argument = self.atom()
             if self.next and (self.next not in ENDS or self.next == "^"):
                 raise Unread
-        return function(argument) ** exponent
+        return self.kept(function(argument), argument) ** exponent
 
     def root(self) -> complex:
         degree = 2 + 0j

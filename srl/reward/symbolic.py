@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import parse, verify
-from sympy import Basic, Equality, Expr, Float, MatrixBase, N, Rational, S, UnevaluatedExpr
+from sympy import Basic, E, Equality, Expr, Float, MatrixBase, N, Rational, S, Symbol, UnevaluatedExpr
 from sympy.core.function import AppliedUndef
 
 from srl.reward.refusals import too_explosive
@@ -108,13 +108,15 @@ def expression(readings: Readings) -> Any | None:
 
 def clearly_differ(gold: Any, answer: Any) -> bool:
     """Whether two expressions have values far apart at one point of their variables: sympy's simplify would take its time."""
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr)) or gold.has(UnevaluatedExpr) or answer.has(UnevaluatedExpr):
+    sides = (gold, answer)
+    if not all(isinstance(side, Expr) and not side.has(UnevaluatedExpr, AppliedUndef) for side in sides):
         return False
-    if gold.free_symbols != answer.free_symbols or gold.has(AppliedUndef) or answer.has(AppliedUndef):
+    # The symbol abc is the product of a, b and c to math-verify, and e Euler's number.
+    if gold.free_symbols != answer.free_symbols and any(isinstance(side, Symbol) or side == E for side in sides):
         return False
-    symbols = sorted(gold.free_symbols, key=str)
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     point = {symbol: Rational(PRIMES[index % len(PRIMES)], 7 + index) for index, symbol in enumerate(symbols)}
-    left, right = (N(side.subs(point).doit(), 20) for side in (gold, answer))
+    left, right = (N(side.subs(point).doit(), 20) for side in sides)
     if not (left.is_Number or left.is_complex) or not (right.is_Number or right.is_complex):
         return False
     distance, scale = N(abs(left - right), 20), N(abs(left) + abs(right) + 1, 20)
