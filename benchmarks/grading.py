@@ -35,7 +35,7 @@ from srl.reward.grader import Grader, plain_grade
 from srl.reward.pool import Comparison
 from srl.reward.spelling import plain_fraction, plain_number, values, words
 from srl.reward.worker import GOLDEN
-from srl.tasks.problems import load_problems
+from srl.tasks.problems import load_problems, on_hub
 from srl.trajectory import Outcome
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -60,6 +60,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the above (default all)")
     options = parser.parse_args()
     sources = options.sources or [f"{name}={SHARED}/data/{file}.jsonl" for name, file in FILES.items()]
+    files = [Path(source.partition("=")[2] or source) for source in sources if not on_hub(source)]
+    files += [options.cases] * ("distinct" in options.parts) + [options.attacks] * ("attacks" in options.parts)
+    if missing := [str(file) for file in files if not file.is_file()]:
+        parser.error(f"{missing[0]}: no such file; name golds as BENCHMARK=FILE, and --cases, --attacks or other --parts")
     golds = mixed_golds(sources, options.golds)
     algebra = needing_algebra(golds)
     report = {

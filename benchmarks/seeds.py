@@ -6,6 +6,7 @@ Prints Markdown: one line per method with the values of every run, the seconds o
 numbers that decide it. Exit status 1 if a claim fails.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from srl.evaluation.compare import comparison_table, shown
+from srl.observe.run_directory import finished
 
 Rows = dict[str, dict[str, Any]]
 
@@ -79,9 +81,16 @@ def picture(directories: list[Path], runs: list[Rows], file: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    directories = [Path(argument) for argument in arguments if not argument.endswith(".png")]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("names", nargs="+", type=Path, metavar="RUN", help="run directory; FILE.png: a picture to draw")
+    names = parser.parse_args(arguments).names
+    directories = [name for name in names if name.suffix != ".png"]
+    if unfinished := [name for name in directories if "evaluate-rl" not in finished(name)]:
+        parser.error(f"{unfinished[0]}: no run in it that has done everything (state.json)")
+    if not directories:
+        parser.error("name at least one run directory")
     runs, phases = zip(*map(load, directories), strict=True)
-    for file in (Path(argument) for argument in arguments if argument.endswith(".png")):
+    for file in (name for name in names if name.suffix == ".png"):
         picture(directories, list(runs), file)
     print(comparison_table([list(run.values()) for run in runs]), phase_table(list(phases)), sep="\n\n", end="\n\n")
     verdicts = [claims(run) for run in runs]

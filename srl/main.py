@@ -8,8 +8,9 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
 
-from srl.config import ConfigError, load_config
+from srl.config import ConfigError, load_config, load_run
 
 # name: (module of srl/commands, help)
 COMMANDS = {
@@ -45,6 +46,7 @@ examples:
 
 A run that was stopped continues at its first missing phase; fresh=true starts over.
 """
+OF_A_RUN = ("orm", "evaluate", "report", "weights")  # without --config: under the settings the run has, if it is there
 MAY_START_OVER = ("run", "stage1", "sft", "rl")  # with fresh=true; everything else works with what is there
 
 
@@ -61,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.names = [value for value in options.overrides if "=" not in value] if hasattr(module, "NAMES") else []
         options.overrides = [value for value in options.overrides if value not in options.names]
         config = load_config(options.config or "tiny.yaml", options.overrides)
+        own = Path(config.run.directory, config.run.name, "config.yaml")
+        if command in OF_A_RUN and not options.config and own.is_file():
+            config = load_run(own, options.overrides)
         if config.run.fresh and command not in MAY_START_OVER:
             raise ConfigError(f"fresh=true would delete the run that {command} needs; it is for {', '.join(MAY_START_OVER)}")
         module.run(options, config)

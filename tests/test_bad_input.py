@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import grading, seeds
+from srl.config import load_config
 from srl.main import main
+from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import model_folder
 
 PROBLEM = {"problem": "Start at 47: (1) +38 = ?", "answer": "85"}
@@ -158,13 +161,115 @@ def test_an_address_without_a_cluster(tmp_path: Path, capfd, monkeypatch: pytest
 
 def test_a_folder_that_cannot_be_made(capfd: pytest.CaptureFixture[str]):
     assert main(["run.directory=/dev/null"]) == 2
-    assert "srl: run.directory=/dev/null: /dev/null/tiny cannot be made: Not a directory" in capfd.readouterr().err
+    assert "srl: run.directory: /dev/null/tiny cannot be made: Not a directory" in capfd.readouterr().err
 
 
 def test_problems_that_are_not_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     file = tmp_path / "latin.jsonl"
     file.write_bytes('{"problem": "für", "answer": "1"}\n'.encode("latin-1"))
     assert f"{file}: not UTF-8" in refused(tmp_path, capfd, *file_task(file, file))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("size --full 0 --alone 1 --learner 1 --tokens 1", "--full: 0 is not a number above 0"),
+        ("size --full 1 --alone 1 --learner 1 --tokens nan", "--tokens: nan is not a number above 0"),
+        ("tune --temperature -1", "--temperature: -1 is not a number of at least 0"),
+        ("tune --problems 0", "--problems: 0 is not a whole number of at least 1"),
+        ("plan --gpus 0", "--gpus: 0 is not a whole number of at least 1"),
+        ("plan --gpus=-1", "--gpus: -1 is not a whole number of at least 1"),
+        ("plan --tokens 0", "--tokens: 0 is not a number above 0"),
+        ("evaluate --model base --samples 0", "--samples: 0 is not a whole number of at least 1"),
+        ("evaluate --model base --temperature=-1", "--temperature: -1 is not a number of at least 0"),
+        ("chat --model embedded --temperature x", "--temperature: x is not a number of at least 0"),
+        ("serve --model embedded --port 0", "--port: 0 is not a whole number of at least 1"),
+        ("weights --to x --step -1", "--step: -1 is not a whole number of at least 0"),
+    ],
+)
+def test_a_number_that_is_out_of_bounds(capfd: pytest.CaptureFixture[str], arguments: str, message: str):
+    with pytest.raises(SystemExit) as left:
+        main(arguments.split())
+    assert left.value.code == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith(f"error: argument {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("chat --model /nope", "--model=/nope: no such folder"),
+        ("chat --model embedded --protocol gold", "--protocol gold: choose one of"),
+        ("serve --model {}/empty", "--model={}/empty: no tokenizer"),
+        ("serve --model embedded --port 99999", "--port 99999: "),
+        ("serve --model embedded --host no.such.host.invalid", "--host no.such.host.invalid"),
+        ("evaluate --dry-run --model rl", "--model rl: {}/runs/tiny has no such checkpoint yet"),
+        ("evaluate --dry-run --model base --protocol nope", "--protocol nope: there is no such protocol"),
+        ("evaluate --dry-run --model base --benchmark {}/nope.jsonl", "{}/nope.jsonl: no such file"),
+        ("pretrain --to /dev/null/x", "--to: /dev/null/x cannot be made: Not a directory"),
+    ],
+)
+def test_what_a_command_cannot_use(tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: str, message: str):
+    (tmp_path / "empty").mkdir()
+    assert message.format(tmp_path) in refused(tmp_path, capfd, *arguments.format(tmp_path).split())
+
+
+def test_a_port_that_is_taken_is_refused_before_vllm_starts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"--port {port}: Address already in use" in refused(
+            tmp_path, capfd, "serve", "--model", "embedded", f"--port={port}"
+        )
+
+
+def made_run(folder: Path, *settings: str) -> Path:
+    """A run that has been fine-tuned."""
+    run = RunDirectory(load_config("tiny.yaml", [f"run.directory={folder}", "name=mine", *settings]))
+    with run.phase("sft"):
+        pass
+    run.file("stage1/demonstrations.parquet").touch()
+    run.close()
+    return run.path
+
+
+def test_demonstrations_are_not_replaced_under_a_model_that_was_trained_on_others(tmp_path: Path, capfd):
+    path = made_run(tmp_path)
+    assert main(["import", "--from", str(tmp_path), f"run.directory={tmp_path}", "name=mine"]) == 2
+    assert f"{path}: sft has begun here on other demonstrations" in capfd.readouterr().err
+
+
+def test_an_export_into_a_folder_that_cannot_be_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    made_run(tmp_path)
+    assert main(["export", "--to", "/dev/null/x", f"run.directory={tmp_path}", "name=mine"]) == 2
+    assert "--to: /dev/null/x cannot be made: Not a directory" in capfd.readouterr().err
+
+
+def test_a_run_is_found_by_its_name_alone_and_contradictions_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    path = made_run(tmp_path, "recipe=ppo", "rl.steps=7", "sft.epochs=9")
+    name = [f"run.directory={tmp_path}", "name=mine"]
+    assert main(["report", *name]) == 0 and (path / "report.html").exists()
+    assert main(["evaluate", "--dry-run", *name]) == 0
+    assert "steps: 7" in capfd.readouterr().out
+    assert main(["report", *name, "rl.steps=8"]) == 2
+    assert "(rl.steps was 7, now 8)" in capfd.readouterr().err
+    (path / "config.yaml").write_text("rl: [")
+    assert main(["report", *name]) == 2
+    assert f"{path}/config.yaml: not YAML" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (seeds, ["/nope"], "/nope: no run in it that has done everything"),
+        (seeds, ["a.png"], "name at least one run directory"),
+        (grading, ["math=/nope.jsonl"], "/nope.jsonl: no such file"),
+        (grading, ["math500", "--cases", "/nope.jsonl"], "/nope.jsonl: no such file"),
+    ],
+)
+def test_a_benchmark_without_its_files(module, arguments: list[str], message: str, capfd, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit) as left:
+        module.main(*[arguments] * (module is seeds))
+    assert left.value.code == 2 and message in capfd.readouterr().err
 
 
 def test_a_misspelt_setting(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -41,6 +41,20 @@ def runs(tmp_path: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.parametrize("file", ["results.json", "config.yaml"])
+def test_a_broken_file_is_named(runs: list[Path], file: str, capsys):
+    (runs[1] / file).write_text("{")
+    assert main(["compare", *map(str, runs), "--output", str(runs[0].parent / "page.html")]) == 2
+    assert f"b/{file}: not " in capsys.readouterr().err
+
+
+def test_the_page_may_stand_in_a_folder_that_is_not_there_yet(runs: list[Path], capsys):
+    page = runs[0].parent / "deep" / "page.html"
+    assert main(["compare", *map(str, runs), "--output", str(page)]) == 0 and page.exists()
+    assert main(["compare", *map(str, runs), "--output", str(page.parent)]) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
+
+
 def rows_of(runs: list[Path]) -> list[list[dict]]:
     return [json.loads((run / "results.json").read_text())["rows"] for run in runs]
 

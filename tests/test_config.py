@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from srl.config import CONFIGS, Config, ConfigError, load_config, valid_keys
+from srl.config import CONFIGS, Config, ConfigError, load_config, load_run, valid_keys
 from srl.main import main
+from srl.observe.run_directory import identity
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
@@ -224,6 +225,16 @@ def test_every_shipped_configuration_loads_by_path_and_by_name(file):
     config = load_config(str(file), [])
     assert config == load_config(file.name, [])
     assert config.run.name == file.stem or config.run.name == Config().run.name
+
+
+@pytest.mark.parametrize("overrides", [[], ["recipe=ppo", "objective.clip_low=0.1", "rl.steps=7"]])
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_a_runs_own_file_gives_its_settings_again(file, overrides, tmp_path):
+    config = load_config(str(file), [*overrides, "name=mine"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(identity(config) | {"gone": {"x": 1}}))
+    again = load_run(tmp_path / "config.yaml", [])
+    assert identity(again) == identity(config)
+    assert load_run(tmp_path / "config.yaml", ["rl.steps=8"]).rl.steps == 8
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)

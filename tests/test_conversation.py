@@ -73,6 +73,8 @@ def partly(begin: int, end: int) -> dict:
         ({"messages": [{"role": "tool", "content": "1"}]}, "role 'tool' is none of system, user, assistant"),
         (partly(1, 1), "train_detail jumps from 0 to 1"),
         (partly(0, 0), "train_detail ends at 1 of 2"),
+        ({"messages": ["Check"]}, "no list `messages`"),
+        ({"messages": [{"role": "user", "content": None}]}, "no list `messages`"),
     ],
 )
 def test_what_is_no_conversation_is_named(chat, bad, named):
@@ -118,6 +120,14 @@ def test_a_foreign_file_is_split_by_problem_and_what_cannot_be_trained_is_counte
     card = import_records(settings, str(tmp_path / "own.jsonl"), tmp_path / "d.parquet")
     assert card["classes"] == {"imported": 2} and card["dropped"] == {"nothing in it is trained": 1}
     assert [len(load_demonstrations(tmp_path / "d.parquet", split)) for split in ("train", "validation")] == [1, 1]
+
+
+@pytest.mark.parametrize("detail", [[{"train": True}], [{"begin_offset": "a"}], ["all"], True])
+def test_details_without_offsets_are_named_by_file_and_line(tmp_path: Path, tokenizer_folder, detail):
+    message = {"role": "assistant", "content": "10", "train_detail": detail}
+    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": [message]}))
+    with pytest.raises(ConfigError, match=r"own\.jsonl, row 1: "):
+        import_records(load_config(None, [f"model.path={tokenizer_folder}"]), str(tmp_path / "own.jsonl"), tmp_path / "d.parquet")
 
 
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, tokenizer_folder):

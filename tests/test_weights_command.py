@@ -76,3 +76,9 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path, c
     store.save(5, {}, lambda folder: None)
     assert main(["weights", "--step", "4", *settings]) == 2
     assert "there are those of steps 5" in capsys.readouterr().err
+
+
+def test_after_the_end_the_policy_is_pointed_to(tmp_path, capsys):
+    (tmp_path / "tiny" / "checkpoints" / "rl").mkdir(parents=True)
+    assert main(["weights", f"run.directory={tmp_path}", "--to", str(tmp_path / "model")]) == 2
+    assert f"the best policy is {tmp_path}/tiny/checkpoints/rl, a Hugging Face folder" in capsys.readouterr().err

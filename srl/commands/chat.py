@@ -6,7 +6,8 @@ import os
 import sys
 from typing import Any
 
-from srl.commands.serve import add_model, checked_protocol
+from srl.commands.numbers import at_least
+from srl.commands.serve import add_model, checked
 from srl.config import Config, ConfigError
 
 COLOURS = {"attempt": "34", "verdict": "33", "revision": "35", "instruction": "90"}
@@ -14,19 +15,16 @@ COLOURS = {"attempt": "34", "verdict": "33", "revision": "35", "instruction": "9
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy (default)")
     parser.add_argument("--question", action="append", default=[], help="ask this and leave; may be repeated")
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
     """Questions from `--question`, else line by line from the terminal or standard input until its end."""
     from srl.observe.progress import say
-    from srl.protocols.chat import Chat, model_folder
     from srl.serving.backend import vllm_server
 
-    model = model_folder(options.model)
-    chat = Chat(model, config.prompts)
-    protocol = checked_protocol(options.protocol or config.own_protocol)
+    model, chat, protocol = checked(options, config)
     say(f"starting vLLM with {options.model}")
     with vllm_server(model, config) as url:
         for question in options.question or questions():

@@ -23,7 +23,11 @@ def run(options: argparse.Namespace, config: Config) -> None:
     from srl.evaluation.compare import align, comparison_table, paired_tests, sentences
     from srl.evaluation.report.comparison import write_comparison
     from srl.evaluation.report.files import read_run
+    from srl.observe.run_directory import make_folder
 
+    if Path(options.output).is_dir():
+        raise ConfigError(f"--output {options.output}: is a folder; name a file")
+    make_folder("--output", Path(options.output).parent)
     rows = [read_run(directory).rows for directory in directories]
     print(" / ".join(str(directory) for directory in directories), comparison_table(rows), sep="\n\n", end="\n\n")
     print(*sentences(paired_tests(directories, align(rows))), sep="\n")

@@ -3,6 +3,7 @@
 import argparse
 
 from srl.commands import phases
+from srl.commands.numbers import at_least
 from srl.config import Config, ConfigError
 
 
@@ -18,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--protocol", action="append", default=[], help="long_chain, two_turn, prompted, intrinsic, ...; may be repeated")
     add("--judge", default="", metavar="orm|DIR", help="the reward model that the protocols judged, judged_chain, ... ask")
-    add("--temperature", type=float, help="0 is greedy (default: evaluate.temperature)")
-    add("--samples", type=int, help="trajectories per problem (default: evaluate.samples)")
+    add("--temperature", type=at_least(0, float), help="0 is greedy (default: evaluate.temperature)")
+    add("--samples", type=at_least(1), help="trajectories per problem (default: evaluate.samples)")
     add("--sampling-seed", type=int, help="seed of the samples (default: run.seed)")
 
 
@@ -37,18 +38,17 @@ def run(options: argparse.Namespace, config: Config) -> None:
             )
         phases.run(options, config)
         return
-    if (options.samples is not None and options.samples < 1) or (options.temperature is not None and options.temperature < 0):
-        raise ConfigError(f"--samples {options.samples}, --temperature {options.temperature}: at least 1 and at least 0")
-    if options.dry_run:
-        phases.dry_run(config)
-        return
-    from srl.driver.models import Asked, evaluate_models
+    from srl.driver.models import Asked, checked, evaluate_models
     from srl.driver.run import show
     from srl.evaluation.compare import compare_within, sentences
     from srl.observe.run_directory import RunDirectory
 
     how = (options.temperature, options.samples, options.sampling_seed)
     asked = [Asked(model, protocol, *how) for model in options.model for protocol in options.protocol or [""]]
+    if options.dry_run:
+        phases.dry_run(config)
+        checked(config, asked, options.benchmark, options.judge)
+        return
     rows = evaluate_models(config, asked, options.benchmark, judge=options.judge)
     run = RunDirectory(config)
     show(run)

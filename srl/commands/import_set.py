@@ -2,7 +2,7 @@
 
 import argparse
 
-from srl.config import Config
+from srl.config import Config, ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
-    from srl.observe.run_directory import RunDirectory
+    from srl.observe.run_directory import RunDirectory, finished
     from srl.pipelines.conversation import import_records
 
+    path = RunDirectory.locate(config)
+    if "sft" in finished(path) or (path / "resume" / "sft").is_dir():
+        raise ConfigError(f"{path}: sft has begun here on other demonstrations; import into a run of another name")
     directory = RunDirectory(config)
     with directory.alone():
         card = import_records(config, options.source, directory.file("stage1/demonstrations.parquet"))

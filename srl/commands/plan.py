@@ -2,21 +2,22 @@
 
 import argparse
 
+from srl.commands.numbers import above, at_least
 from srl.config import Config
 
 MACHINES = ("h100", "h200", "a100", "cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="how many (default 8)")
+    parser.add_argument("--gpus", type=at_least(1), default=8, metavar="N", help="how many (default 8)")
     parser.add_argument("--gpu", choices=MACHINES, default="h100", help="which (default h100); cpu stands for two cores")
     parser.add_argument(
         "--tokens",
-        type=float,
+        type=above(0),
         metavar="N",
         help="mean sampled tokens of a trajectory (default: half of rollout.max_response_tokens)",
     )
-    parser.add_argument("--prompt", type=float, default=150, metavar="N", help="mean tokens of a prompt (default 150)")
+    parser.add_argument("--prompt", type=above(0), default=150, metavar="N", help="mean tokens of a prompt (default 150)")
 
 
 def run(options: argparse.Namespace, config: Config) -> None:

@@ -1,7 +1,10 @@
 """serve: an OpenAI-compatible endpoint that answers, judges and corrects."""
 
 import argparse
+import socket
+from typing import Any
 
+from srl.commands.numbers import at_least
 from srl.config import Config, ConfigError
 
 CONVERSATIONS = ("long_chain", "two_turn", "prompted", "intrinsic")
@@ -10,7 +13,7 @@ CONVERSATIONS = ("long_chain", "two_turn", "prompted", "intrinsic")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--port", type=at_least(1), default=8000, help="port to listen on (default: 8000)")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +28,34 @@ def run(options: argparse.Namespace, config: Config) -> None:
     import uvicorn
 
     from srl.observe.progress import say
-    from srl.protocols.chat import Chat, model_folder
     from srl.serving.app import create_app
     from srl.serving.backend import vllm_server
 
-    model = model_folder(options.model)
-    chat = Chat(model, config.prompts)
-    protocol = checked_protocol(options.protocol or config.own_protocol)
+    check_address(options.host, options.port)
+    model, chat, protocol = checked(options, config)
     say(f"starting vLLM with {options.model}")
     with vllm_server(model, config) as url:
         say(f"listening on http://{options.host}:{options.port}/v1")
         uvicorn.run(create_app(url, chat, config, protocol), host=options.host, port=options.port, log_level="warning")
 
 
-def checked_protocol(name: str) -> str:
-    if name not in CONVERSATIONS:
-        raise ConfigError(f"--protocol {name}: choose one of {', '.join(CONVERSATIONS)}, which need no gold answer and no judge")
-    return name
+def checked(options: argparse.Namespace, config: Config) -> tuple[str, Any, str]:
+    """Folder or hub name of the model, its `Chat`, the protocol. Raises ConfigError before vLLM starts."""
+    from srl.learner.model import check_folder
+    from srl.protocols.chat import Chat, model_folder
+
+    protocol = options.protocol or config.own_protocol
+    if protocol not in CONVERSATIONS:
+        ways = ", ".join(CONVERSATIONS)
+        raise ConfigError(f"--protocol {protocol}: choose one of {ways}, which need no gold answer and no judge")
+    model = model_folder(options.model)
+    check_folder(model, "--model")
+    return model, Chat(model, config.prompts), protocol
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ConfigError where nothing can listen at that address."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None

@@ -2,18 +2,23 @@
 
 import argparse
 
+from srl.commands.numbers import above, at_least
 from srl.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    number = {"type": float, "required": True, "metavar": "N"}
+    number = {"type": above(0), "required": True, "metavar": "N"}
     parser.add_argument("--full", **number, help="tokens/s of one worker that runs rollout.max_sequences at once")
     parser.add_argument("--alone", **number, help="tokens/s of one worker that runs a single sequence")
     parser.add_argument("--learner", **number, help="tokens/s of the whole learner")
     parser.add_argument("--tokens", **number, help="mean sampled tokens of a trajectory")
-    parser.add_argument("--spread", type=float, default=0.6, help="standard deviation of the lengths' logarithm (0.6)")
-    parser.add_argument("--sync", type=float, default=0.0, help="seconds of a weight sync (0)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[], help="numbers of workers to compare (rollout.workers)")
+    parser.add_argument(
+        "--spread", type=at_least(0, float), default=0.6, help="standard deviation of the lengths' logarithm (0.6)"
+    )
+    parser.add_argument("--sync", type=at_least(0, float), default=0.0, help="seconds of a weight sync (0)")
+    parser.add_argument(
+        "--workers", type=at_least(1), nargs="+", default=[], help="numbers of workers to compare (rollout.workers)"
+    )
 
 
 def run(options: argparse.Namespace, config: Config) -> None:

@@ -2,14 +2,17 @@
 
 import argparse
 
+from srl.commands.numbers import at_least
 from srl.config import Config
 
 TEMPERATURES = [0.5, 0.7, 0.9, 1.0, 1.1, 1.2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=float, action="append", help=f"to try; may be repeated (default: {TEMPERATURES})")
-    parser.add_argument("--problems", type=int, default=200, help="training problems to sample from (default: 200)")
+    add = parser.add_argument
+    temperature = at_least(0, float)
+    add("--temperature", type=temperature, action="append", help=f"to try; may be repeated (default: {TEMPERATURES})")
+    add("--problems", type=at_least(1), default=200, help="training problems to sample from (default: 200)")
 
 
 def run(options: argparse.Namespace, config: Config) -> None:

@@ -6,7 +6,7 @@ credit, objective, critic (all three of stage 2), evaluate, run.
 
 from srl.config.evaluate import EvaluateConfig
 from srl.config.learner import LearnerConfig
-from srl.config.load import CONFIGS, RECIPES, Config, load_config, read_yaml, valid_keys
+from srl.config.load import CONFIGS, RECIPES, Config, load_config, load_run, read_yaml, valid_keys
 from srl.config.pretrain import PretrainConfig, PretrainStage
 from srl.config.reward import RewardConfig
 from srl.config.rl import CreditConfig, CriticConfig, ObjectiveConfig, RlConfig
@@ -39,6 +39,7 @@ __all__ = [
     "Stage1Config",
     "TaskConfig",
     "load_config",
+    "load_run",
     "read_yaml",
     "valid_keys",
 ]

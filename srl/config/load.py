@@ -120,7 +120,24 @@ def load_config(path: str | None, overrides: list[str]) -> Config:
 
     Raises ConfigError with the field, the value found and, for an unknown key, the nearest valid one.
     """
-    data: dict[str, Any] = read_yaml(path, find(path, CONFIGS, "--config")) if path is not None else {}
+    return configured(read_yaml(path, find(path, CONFIGS, "--config")) if path is not None else {}, overrides)
+
+
+def load_run(file: Path, overrides: list[str]) -> Config:
+    """The settings of a run from its config.yaml, with overrides. It has those of its recipe; what is no setting any more is
+    left out."""
+    known, data = set(valid_keys()), read_yaml(f"{file}", file)
+    settings = {
+        section: {key: value for key, value in values.items() if f"{section}.{key}" in known}
+        for section, values in data.items()
+        if isinstance(values, dict)
+    }
+    recipe = settings.get("run", {}).pop("recipe", "")
+    config = configured({section: values for section, values in settings.items() if section in known}, overrides)
+    return config.model_copy(update={"run": config.run.model_copy(update={"recipe": config.run.recipe or recipe})})
+
+
+def configured(data: dict[str, Any], overrides: list[str]) -> Config:
     for override in overrides:
         keys, value = parse_override(override)
         set_path(data, keys, value, override)

@@ -13,8 +13,8 @@ from srl.driver.session import Session, check_wording, connect, load_task
 from srl.evaluation.cell import Cell
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say
-from srl.observe.run_directory import RunDirectory
-from srl.protocols.chat import model_folder
+from srl.observe.run_directory import RunDirectory, check_directory
+from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.judges import check_judge
 from srl.tasks.problems import Problem, load_problems
@@ -43,26 +43,14 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
     protocol.judge, is whom the protocols `judged` ask. Raises ConfigError for a model, benchmark, protocol or judge that is
     none, before any engine starts; starts none if all is there.
     """
-    path = RunDirectory.locate(config)
-    if config.run.fresh:
-        raise ConfigError(f"fresh=true would delete {path}, whose models and rows this command adds to")
-    heard = with_judge(config, judge, path)
-    sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
-    problems = {name: tests for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
-    engines: dict[str, Config] = {}
-    for source in sources.values():
-        own = with_model(heard, source, path)
-        engines.setdefault(own.model.path, own)
-    for own in engines.values():
-        check_model(own)
-        check_wording(own, (problem for tests in problems.values() for problem in tests))
+    heard, sources, holders, problems = checked(config, asked, benchmarks, judge)
     run, found = RunDirectory(config), {}
     try:
         with run.alone():
-            for own in engines.values():
-                session = Session(own, run)
-                for item in (item for item in asked if with_model(heard, sources[item.model], path).model == own.model):
-                    check_protocol(item.protocol or default_protocol(item.model, config), session)
+            for path in dict.fromkeys(own.model.path for own in holders.values()):
+                those = [item for item in asked if holders[item.model].model.path == path]
+                session = Session(holders[those[0].model], run)
+                for item in those:
                     for title, tests in problems.items():
                         found[item, title] = told(
                             session, cell_of(item, sources[item.model], title, heard), tests[: item.problems]
@@ -73,6 +61,27 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
         if ray.is_initialized():
             ray.shutdown()
     return [found[item, title] for item in asked for title in problems]
+
+
+def checked(
+    config: Config, asked: Sequence[Asked], benchmarks: Sequence[str], judge: str
+) -> tuple[Config, dict[str, str], dict[str, Config], dict[str, list[Problem]]]:
+    """The configuration with the judge; by model its folder or hub name, and the configuration whose engines hold it; problems
+    by benchmark. Raises ConfigError as `evaluate_models`; nothing is written, nothing starts."""
+    path = RunDirectory.locate(config)
+    if config.run.fresh:
+        raise ConfigError(f"fresh=true would delete {path}, whose models and rows this command adds to")
+    check_directory(config)
+    heard = with_judge(config, judge, path)
+    sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
+    holders = {name: with_model(heard, source, path) for name, source in sources.items()}
+    for item in asked:
+        check_protocol(item.protocol or default_protocol(item.model, config), holders[item.model])
+    problems = {name: tests for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    for own in {own.model.path: own for own in holders.values()}.values():
+        check_model(own)
+        check_wording(own, (problem for tests in problems.values() for problem in tests))
+    return heard, sources, holders, problems
 
 
 def with_judge(config: Config, judge: str, run: Path) -> Config:
@@ -134,12 +143,12 @@ def default_protocol(model: str, config: Config) -> str:
     return "prompted" if model == "base" else config.own_protocol
 
 
-def check_protocol(name: str, session: Session) -> None:
+def check_protocol(name: str, config: Config) -> None:
     try:
-        build_protocol(name, session.config, session.chat)
+        build_protocol(name, config, Chat(model_folder(config.model.path), config.prompts))
     except KeyError:
         raise ConfigError(f"--protocol {name}: there is no such protocol") from None
-    check_judge(name, session.config)
+    check_judge(name, config)
 
 
 def benchmark(name: str, config: Config) -> dict[str, list[Problem]]:

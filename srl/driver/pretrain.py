@@ -1,4 +1,4 @@
-"""Train the embedded base model from nothing, on one machine, without Ray: `python -m srl.main pretrain`.
+"""Train the embedded base model from nothing, on one machine, without Ray: `python -m srl.main pretrain --to FOLDER`.
 
 The corpus never repeats, so the training loss is a validation loss; and as there is exactly one right text for each document,
 exp(-sum of its losses) is the probability that sampling at temperature 1 gives that text. The log shows it by kind.
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from srl.config import PretrainConfig, PretrainStage
-from srl.protocols.chat import model_folder
 from srl.tasks.chains import Part, chains, document
 from srl.tasks.tokenizer import build_tokenizer
 
@@ -161,8 +160,3 @@ def train_stage(
             sampled.clear()
         if seen >= stage.tokens:
             return
-
-
-def pretrain_base(config: PretrainConfig) -> None:
-    """Replace the shipped base model."""
-    pretrain(config, Path(model_folder("embedded")))

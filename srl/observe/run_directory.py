@@ -69,7 +69,7 @@ class RunDirectory:
             with self.alone():
                 pass  # nobody has just begun there
         check_disk(self.path)
-        make_folder(f"run.directory={config.run.directory}", self.path)
+        make_folder("run.directory", self.path)
         write_text(self.path / "config.yaml", yaml.safe_dump(identity(config), sort_keys=False))
         for folder in ("stage1/samples", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)

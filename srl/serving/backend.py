@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +39,7 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
 
     Raises ConfigError with the end of its log if it stops, or is not there after rollout.start_timeout_s.
     """
-    port, log = free_port(), Path(tempfile.mkdtemp(prefix="srl-serve-")) / "vllm.log"
+    port, log, was_up = free_port(), Path(tempfile.mkdtemp(prefix="srl-serve-")) / "vllm.log", False
     prepare_environment(config.rollout.gpus > 0)
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as output:
@@ -53,6 +54,7 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(process, url, log, config.rollout.start_timeout_s)
+        was_up = True
         yield url
     finally:
         process.terminate()
@@ -60,6 +62,8 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+        if was_up:  # else its log is what the error points to
+            shutil.rmtree(log.parent, ignore_errors=True)
 
 
 def end_with_parent() -> None:
