@@ -162,7 +162,8 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         return 0
     if options.output:
-        options.output.write_text(json.dumps(rows, indent=1) + "\n")
+        kept = {title: [{key: row[key] for key in row if key != "model"} for row in found] for title, found in rows.items()}
+        options.output.write_text(json.dumps(kept, indent=1) + "\n")  # where the models lie is of this machine
     held = claims(rows)
     print(
         table(rows), *(f"- {'holds' if ok else 'FAILS'}: {claim}: {numbers}" for claim, (ok, numbers) in held.items()), sep="\n"
