@@ -5,17 +5,20 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from srl.config import Config
+from srl.config import Config, ConfigError
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
+from srl.serving import backend
 from srl.serving.app import create_app
 from srl.serving.backend import Sample, complete, free_port, vllm_server
 from srl.serving.conversation import converse, kind_at_end, turns_of
@@ -26,6 +29,26 @@ QUESTION = "Start at 47: (1) +38 = ?"
 WRONG = r"Start at 47 (1) +38 a = 84. The answer is \boxed{84}"
 RIGHT = r"Start at 47 (1) +38 a = 85. The answer is \boxed{85}"
 CHAIN = f"{WRONG}\nStart at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 = 84: 5 - 4 = 1 no. [VERIFY] wrong\n{RIGHT}"
+
+
+HEALTHY = """
+import http.server, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(("program", "left"), [(HEALTHY, 0), ("raise ValueError('no room')", 1)])
+def test_the_log_of_the_server_stays_only_where_an_error_points_to_it(program: str, left: int, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(backend, "command", lambda model, port, config: [sys.executable, "-c", program, str(port)])
+    refused = pytest.raises(ConfigError, match=r"ValueError: no room \(whole log: .*vllm.log\)") if left else nullcontext()
+    with refused, vllm_server("", Config()):
+        assert len(list(tmp_path.glob("srl-serve-*"))) == 1
+    assert len(list(tmp_path.glob("srl-serve-*/vllm.log"))) == left
 
 
 def tokens(chat: Chat, text: str) -> list[int]:
