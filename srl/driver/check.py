@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fsspec.core import url_to_fs
+
 from srl.config import Config, ConfigError
 from srl.driver.policy import recipe_functions
 from srl.driver.rl import start_folder
@@ -51,6 +53,10 @@ def check_settings(config: Config, phases: Sequence[str]) -> None:
     check_judge(config.protocol.name, config)
     check_sinks(config.run.sinks)
     check_inputs(config, phases)
+    try:
+        url_to_fs(config.learner.upload)
+    except (ValueError, ImportError) as error:  # a protocol that there is not, or whose package is missing
+        raise ConfigError(f"learner.upload={config.learner.upload}: {error}") from None
 
 
 def check_inputs(config: Config, phases: Sequence[str]) -> None:
@@ -64,8 +70,8 @@ def check_inputs(config: Config, phases: Sequence[str]) -> None:
         for setting, path in named.items():
             if path and Path(path).absolute().is_relative_to(run):
                 raise ConfigError(f"{setting}={path}: fresh=true would delete it")
-        if phases[0] == "sft" or (phases[0] == "rl" and start == "ift"):
-            raise ConfigError(f"fresh=true would delete what {phases[0]} starts from; begin with run or stage1")
+        if (first := phases[0]) == "sft" or (first == "rl" and start == "ift"):
+            raise ConfigError(f"fresh=true would delete what {first} starts from; begin with run or stage1")
     if "sample" in phases and stage1.teacher and not stage1.samples:
         sampling_passes(stage1, base, run)
         check_folder(model_folder(stage1.teacher), "stage1.teacher")

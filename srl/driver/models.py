@@ -9,7 +9,7 @@ import ray
 from srl.config import Config, ConfigError, read_yaml
 from srl.driver.evaluate import METHODS, complete, measure
 from srl.driver.run import stop_on_sigterm
-from srl.driver.session import Session, check_wording, connect, load_task
+from srl.driver.session import Session, check_address, check_wording, connect, load_task
 from srl.evaluation.cell import Cell
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say
@@ -44,6 +44,7 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
     none, before any engine starts; starts none if all is there.
     """
     heard, sources, holders, problems = checked(config, asked, benchmarks, judge)
+    check_address(config)
     run, found = RunDirectory(config), {}
     try:
         with run.alone():
@@ -75,11 +76,13 @@ def checked(
     heard = with_judge(config, judge, path)
     sources = {name: source_of(name, config, path) for name in dict.fromkeys(item.model for item in asked)}
     holders = {name: with_model(heard, source, path) for name, source in sources.items()}
+    engines = {own.model.path: own for own in holders.values()}.values()
+    for own in engines:
+        check_model(own, "model.path" if own is heard else "--model")
     for item in asked:
         check_protocol(item.protocol or default_protocol(item.model, config), holders[item.model])
     problems = {name: tests for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
-    for own in {own.model.path: own for own in holders.values()}.values():
-        check_model(own)
+    for own in engines:
         check_wording(own, (problem for tests in problems.values() for problem in tests))
     return heard, sources, holders, problems
 

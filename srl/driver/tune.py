@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from srl.config import Config
-from srl.driver.session import Session, connect, load_task
+from srl.driver.check import check_start
+from srl.driver.session import Session, connect
 from srl.observe.run_directory import RunDirectory, write_text
 from srl.pipelines.balance_score import balance_score, judged_attempts
 from srl.pipelines.sample import SamplingPass, sample
@@ -21,7 +22,7 @@ def tune_sampling(config: Config, temperatures: Sequence[float], problems: int, 
     Attempts and verdicts are sampled as `stage1` says, without early stop; what is there from an earlier call is kept. `wanted`
     of the score is `stage1.per_prompt_and_class`; thresholds are the shares that `stage1.verdicts` verdicts can have.
     """
-    train = [problem for named in load_task(config)["train"].values() for problem in named][:problems]
+    train = [problem for named in check_start(config, [])["train"].values() for problem in named][:problems]
     run = RunDirectory(config)
     session = Session(config, run)
     scores = []

@@ -135,6 +135,8 @@ def parameter_count(path: str, setting: str) -> int:
 
 def check_folder(path: str, setting: str) -> int:
     """Parameters of the model at `path`. Raises ConfigError, naming the setting, for one that is missing or broken."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{setting}={path}: no model in this folder (no config.json)")
     load_tokenizer(path, setting)
     count = parameter_count(path, setting)
     for file in sorted(Path(path).glob("*.safetensors")):
@@ -148,9 +150,9 @@ def check_folder(path: str, setting: str) -> int:
     return count
 
 
-def check_model(config: Config) -> None:
-    """Refuse a missing or broken model and a machine too small for it, before anything starts."""
-    count = check_folder(model_folder(config.model.path), "model.path")
+def check_model(config: Config, setting: str = "model.path") -> None:
+    """Refuse a missing or broken model, by the setting that named it, and a machine too small for it, before anything starts."""
+    count = check_folder(model_folder(config.model.path), setting)
     rollout = config.rollout
     if rollout.gpus or config.run.ray_address or os.environ.get("RAY_ADDRESS"):
         return

@@ -136,6 +136,8 @@ def check_judge(protocol: str, config: Config) -> None:
     if not config.protocol.judge:
         raise ConfigError(f"protocol {protocol} asks the judge that protocol.judge names, and it names none")
     named_judge(config)
+    if config.protocol.judge == "served" and not config.protocol.judge_url:
+        raise ConfigError("protocol.judge=served asks the model behind protocol.judge_url, such as http://host:8000/v1")
 
 
 def then(future: Future, function: Callable[[Any], Any]) -> Future:
