@@ -40,6 +40,26 @@ def test_every_row_comes_back_graded_and_in_order(tmp_path: Path, capsys: pytest
     assert "10 graded: " in said.err and "ALARM" in said.err
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"gold": ""}, "gold '' is empty"),
+        ({"gold": None}, "gold '' is empty"),
+        ({"gold": []}, "gold '' is empty"),
+        ({"gold": "1", "error": "some"}, "its error 'some' is no number"),
+        ({"gold": "1", "error": "inf"}, "its error 'inf' is no number"),
+    ],
+)
+def test_a_gold_that_cannot_be_read_is_marked_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict, said: str
+) -> None:
+    rows = [ROWS[0], {"prediction": r"\boxed{1}"} | fields]
+    assert main(["grade", "--input", write(tmp_path, rows)]) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["status"] for line in captured.out.splitlines()] == ["correct", "invalid_gold"]
+    assert "1 golds cannot be read; the first, row 2: gold" in captured.err and said in captured.err
+
+
 def test_standard_streams_and_boxes_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(ROWS[3]) + "\n" + json.dumps(ROWS[0])))
     assert main(["grade", "--boxed", "reward.alarm_share=1"]) == 0
@@ -52,6 +72,15 @@ def test_standard_streams_and_boxes_only(monkeypatch: pytest.MonkeyPatch, capsys
         ("not json", "row 2: not JSON"),
         ('{"gold": "1"}', "row 2: no field 'prediction'"),
         ("[1]", "row 2: no field 'prediction'"),
+        ("null", "row 2: no field 'prediction'"),
+        ('{"prediction": "1"}', "row 2: no field 'gold'"),
+        ('{"prediction": ["1"], "gold": "1"}', "row 2: 'prediction' is not text or a number: [\"1\"]"),
+        ('{"prediction": "1", "gold": true}', "row 2: 'gold' is not text, a number or a list of them: true"),
+        ('{"prediction": "1", "gold": NaN}', "row 2: 'gold' is not text, a number or a list of them: NaN"),
+        ('{"prediction": "1", "gold": {"a": 1}}', "row 2: 'gold' is not text, a number or a list of them: {"),
+        ('{"prediction": "1", "gold": [1, null]}', "row 2: 'gold' is not text, a number or a list of them: [1, null]"),
+        ('{"prediction": "1", "gold": "1", "error": [1]}', "row 2: 'error' is not text or a number: [1]"),
+        ('{"prediction": ' + "1" * 5000 + ', "gold": "1"}', "row 2: not JSON"),
     ],
 )
 def test_a_row_that_cannot_be_graded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:

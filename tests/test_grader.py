@@ -71,6 +71,7 @@ def rows(name: str) -> list[dict]:
         ("x_1 = 0.5", r"\frac{1}{2}"),
         ("42", r"\theta=42"),
         (r"11\sqrt2", r"11\sqrt{2}"),
+        (r"\frac\pi4 - \sqrt{2}", r"-\sqrt{2} + \frac{\pi}{4}"),
     ],
 )
 def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> None:
@@ -98,6 +99,8 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
         ("0.28", "28"),
         ("40_8", "40_9"),
         ("-221_4", "-221_3"),
+        ("0.0011_{22}", "0.0011_2"),
+        (r"\frac \pi14 + 2", r"\frac \pi4 + 2"),
         (r"\frac{1}{0}", r"\frac{1}{2}"),
         (r"(-\infty,13)\cup(3,\infty)", r"(-\infty,3)\cup(3,\infty)"),
         (r"\text{(D)}", r"\text{(E)}"),

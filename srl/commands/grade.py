@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -58,12 +59,30 @@ def read_rows(source: str) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # an integer may be too long for Python
             raise ConfigError(f"--input {source}, row {number}: not JSON: {error}") from None
-        missing = [field for field in ("prediction", "gold") if not isinstance(row, dict) or field not in row]
-        if missing:
-            raise ConfigError(f"--input {source}, row {number}: no field {missing[0]!r}")
+        if (wrong := complaint(row)) is not None:
+            raise ConfigError(f"--input {source}, row {number}: {wrong}")
         yield row
+
+
+def complaint(row: Any) -> str | None:
+    """What about a row cannot be graded. A gold that is empty can: its row is marked."""
+    missing = [field for field in ("prediction", "gold") if not isinstance(row, dict) or field not in row]
+    if missing:
+        return f"no field {missing[0]!r}"
+    for field in ("prediction", "gold", "unit", "error"):
+        value = row.get(field)
+        of_gold = value if field == "gold" and isinstance(value, list) else [value]
+        if value is not None and not all(is_text(part) for part in of_gold):
+            kinds = "text, a number or a list of them" if field == "gold" else "text or a number"
+            return f"{field!r} is not {kinds}: {json.dumps(value)[:100]}"
+    return None
+
+
+def is_text(value: Any) -> bool:
+    """Text, or a number that stands for itself: true, NaN and Infinity do not."""
+    return isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
 
 
 def write_rows(file: Any, rows: list[dict[str, Any]], grader: Grader, extract: Any) -> list[Grade]:

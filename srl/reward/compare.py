@@ -21,7 +21,7 @@ from srl.reward.spelling import (
 from srl.trajectory import Outcome
 
 BRACKETED = re.compile(r"(?:\\left)?\s*(?:[(\[]|\\\{|\\begin)")
-BASED = re.compile(r"(-?\w+)_\{?(\d+)\}?")  # 2516_8
+BASED = re.compile(r"(-?)0*([\w.]+)_\{?(\d+)\}?")  # 2516_8
 ASSIGNED = re.compile(rf"(?![eEiI])({SYMBOL}) ?= ?([^=]+)")  # x = 5
 SHORTHAND = re.compile(r"\\[pm][pm](?![a-z])|\\cup|\\in(?![a-z])|=|<|>|\\[lg]eq?(?![a-z])")  # may stand for several values
 RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent

@@ -29,12 +29,14 @@ UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z.
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOLLARS = re.compile(r"^(-?) ?\\\$ ?")
 BRACKETED_NUMBER = re.compile(r"\[ ?(-?\d+(?:\.\d+)?) ?\]")
+POWER = re.compile(r"\^\s*\{[-+]?[\d.]+\}")
+INEXACT = re.compile(r"(?!^)[-+]|\\(?!(?:[cdt]?frac|sqrt|times|cdot|pi)(?![a-z]))[A-Za-z]")
+FORGIVEN = 1e-3  # relative
 PERCENT = re.compile(r"\s*\\?%$")
 SET = re.compile(r"\\\{(.*)\\\}", re.DOTALL)
 MIXED = re.compile(r"(-?)(\d+) ?\\[dt]?frac\{(\d+)\}\{(\d+)\}")  # 1\frac{1}{2} is one and a half
 NO_NUMBERS = re.compile(r"[A-Za-z ,.'()-]+")
 NUMBER_WORDS = re.compile(r"\b(?:pi|inf|infty|infinity|i|e|oo)\b", re.IGNORECASE)
-DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 class Element(NamedTuple):
@@ -49,6 +51,7 @@ class Element(NamedTuple):
     kind: str
     numbers: tuple[complex, ...]
     equation: Equation | None = None
+    exact: bool = False  # no sums or functions in it, so that even a number near 0 is exact but for the last digits
 
 
 class Interval(NamedTuple):
@@ -80,9 +83,6 @@ def read_differ(left: str, right: str) -> bool:
     if not first or not second:
         return False
     if len(first) != len(second):
-        # One is 3.5 to some and a list to others.
-        if DECIMAL_COMMA.fullmatch(left) or DECIMAL_COMMA.fullmatch(right):
-            return False
         first, second = taken_apart(first, second), taken_apart(second, first)
     return without_partner(first, second) or without_partner(second, first)
 
@@ -103,7 +103,7 @@ def differ(left: Element, right: Element) -> bool:
     if "inequality" in kinds:
         if len(kinds) == 1:
             return left.name == right.name and apart(*left.numbers, *right.numbers)
-        return "number" in kinds and not (left.equation or right.equation)
+        return inequality_differs(left, right) if left.kind == "inequality" else inequality_differs(right, left)
     renamed = bool(left.name and right.name and left.name != right.name)
     if renamed or "equation" in kinds:
         return equations_differ(left, right) or (renamed and angles_differ(left, right))
@@ -112,7 +112,24 @@ def differ(left: Element, right: Element) -> bool:
         return all(apart(left.numbers[0] * one, right.numbers[0] * other) for one, other in product(*scales))
     if len(left.numbers) != len(right.numbers):
         return True
+    if left.exact and right.exact:  # near 0 too
+        [one], [other] = left.numbers, right.numbers
+        return apart(one, other) or abs(one - other) > FORGIVEN * max(abs(one), abs(other))
     return any(apart(one, other) for one, other in zip(left.numbers, right.numbers, strict=True))
+
+
+def inequality_differs(inequality: Element, other: Element) -> bool:
+    """From what is none, and is true at other points or is no interval that begins or ends with its number."""
+    if other.equation:
+        name = inequality.name.rstrip("<>=")
+        number = inequality.numbers[0] + (1.25 if ">" in inequality.name else -1.25)
+        try:
+            return apart(*(value(side, {name: number}) for side in other.equation))
+        except (Unread, ArithmeticError, ValueError):
+            return False
+    if other.kind == "row" and len(other.numbers) == 2:
+        return all(apart(number, inequality.numbers[0]) for number in other.numbers)
+    return other.kind in ("number", "row")
 
 
 def equations_differ(left: Element, right: Element) -> bool:
@@ -183,7 +200,7 @@ def element(text: str) -> Element:
         return Element("", "number", (part / whole,))
     if PERCENT.search(text):
         return Element("", "percent", (value(PERCENT.sub("", text)),))
-    return Element("", "number", (number(text),))
+    return Element("", "number", (number(text),), exact=not INEXACT.search(POWER.sub("", text)))
 
 
 def number(text: str) -> complex:

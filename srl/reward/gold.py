@@ -7,6 +7,7 @@ r"""A gold answer as text: the answer and, in brackets behind it, what its bench
 Golds travel as text through files, trajectories and tables; this is the one place that reads and writes the brackets.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -47,9 +48,12 @@ def read_gold(text: str) -> Gold:
     if not answer:
         raise ValueError(f"gold {text!r} is empty")
     try:
-        return Gold(normalise(split_unit(answer, unit)[0]), unit, float(error))
+        allowed = float(error)
     except ValueError:
-        raise ValueError(f"gold {text!r}: its error {error!r} is no number") from None
+        allowed = math.nan
+    if not math.isfinite(allowed):
+        raise ValueError(f"gold {text!r}: its error {error!r} is no number")
+    return Gold(normalise(split_unit(answer, unit)[0]), unit, allowed)
 
 
 def write_gold(answer: str, unit: str | None = None, error: str | float | None = None) -> str:

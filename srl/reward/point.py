@@ -13,10 +13,12 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 
+from mpmath import gamma, mpc
+
 LONGEST = 200  # characters
 UNDEFINED = complex(math.nan)  # one over zero
 APART = 1e-6  # relative: more than floating point loses, and as much as the comparison forgives
-LARGEST = 1e250
+LARGEST_EXPONENT = 100_000
 DIGITS = "0123456789."
 ENDS = ("+", "-", "^", ")", "}", "]", "\\rfloor", "\\rceil")  # of a product
 INFINITY = 1e50
@@ -45,7 +47,10 @@ SUBSCRIPT = r"(?:\s*_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}|\{\\(?:text|mathrm|rm)\s*\{
 LETTER = rf"(?:[A-Za-z]|\\mathcal\{{[A-Z]\}}|\\(?:hbar|(?:var)?(?:{GREEK}))(?![A-Za-z]))"
 PRIME = r"(?:'+|\s*\^\s*\{\s*(?:\\prime\s*)+\}|\s*\^\s*\\prime(?![a-z]))?"
 SYMBOL = rf"(?:{LETTER}|\\d?dot\s*(?:{LETTER}|\{{\s*{LETTER}\s*\}})){SUBSCRIPT}{PRIME}"
-SUBSCRIPTS = re.compile(r"_\{\w+\}|_\{\\\w+\s*\{[^{}]*\}\}|\\d?dot(?![a-z])|\\prime(?![a-z])")
+NAMES = re.compile(  # subscripts, derivatives, products of capitals: no words
+    r"_\{\w+\}|_\{\\\w+\s*\{[^{}]*\}\}|\\d?dot(?![a-z])|\\prime(?![a-z])|(?<![\\A-Za-z])(?!SIN|COS|TAN|LOG|EXP|MAX|MIN|MOD)"
+    r"[A-Z]{3,5}(?![A-Za-z])"
+)
 SYMBOL_ALONE = re.compile(SYMBOL)
 TOKENS = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)"
@@ -66,7 +71,7 @@ def value(text: str, at: Mapping[str, complex] = {}) -> complex:
 
     ZeroDivisionError only for what has none anywhere.
     """
-    if len(text) > LONGEST or WORDS.search(SUBSCRIPTS.sub("", text)):
+    if len(text) > LONGEST or WORDS.search(NAMES.sub("", text)):
         raise Unread
     reader = Reader(tokenise(text), at)
     try:
@@ -75,7 +80,7 @@ def value(text: str, at: Mapping[str, complex] = {}) -> complex:
         if reader.vanished:
             raise Unread from None
         raise
-    if reader.next or not cmath.isfinite(found) or abs(found) > LARGEST:
+    if reader.next or not (isinstance(found, mpc) or cmath.isfinite(found)):
         raise Unread
     return found
 
@@ -168,9 +173,9 @@ class Reader:
             return base
         self.take()
         exponent = self.argument()
-        if self.next in ("^", "!") or abs(exponent) > 1000:
+        if self.next in ("^", "!") or abs(exponent) > LARGEST_EXPONENT:
             raise Unread
-        return self.kept(base**exponent, base)
+        return self.kept(power(base, exponent), base)
 
     def atom(self) -> complex:
         token = self.take()
@@ -276,7 +281,17 @@ class Reader:
         return self.at.get(name, complex(1 + 3 * zlib.crc32(name.encode()) / 2**32))
 
 
+def power(base: complex, exponent: complex) -> complex:
+    """A number of mpmath where that is too large or small for a float."""
+    try:
+        if found := base**exponent:
+            return found
+    except OverflowError:
+        pass
+    return mpc(base) ** mpc(exponent) if base else base**exponent
+
+
 def factorial(number: complex) -> complex:
-    if number.imag or number.real > 100:
+    if number.imag or number.real > LARGEST_EXPONENT:
         raise Unread
-    return complex(math.gamma(number.real + 1))
+    return complex(math.gamma(number.real + 1)) if number.real < 100 else gamma(mpc(number) + 1)

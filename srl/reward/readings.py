@@ -14,6 +14,7 @@ MOST = 8  # readings of one answer
 
 COMMAS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)")
 MOST_COMMAS = 3
+DECIMAL = re.compile(r"([-+]?\d+),(\d+)")
 UNION = re.compile(r"\\cup(?![a-z])")
 LONG_POWER = re.compile(r"\^ ?(\d)(\d+)")
 DEGREES = re.compile(r"(\d+(?:\.\d+)?|(?<![\\A-Za-z])[A-Za-z])\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))")
@@ -24,7 +25,7 @@ BASED = re.compile(r"(-?)(\d[0-9A-Za-z]*)(?:\.([0-9A-Za-z]+))?_\{?(\d{1,2})\}?")
 NAMES = "|".join(FUNCTIONS)
 ARGUMENT = re.compile(
     rf"(\\(?:(?:{NAMES})(?![A-Za-z])|log\s*_\s*(?:\d|\{{\d+\}}))(?:\s*\^\s*(?:\d|\{{\d\}}))?)"
-    rf"\s*(\d+(?:\.\d+)?|\\pi(?![a-z])|{SYMBOL})((?:\s*(?:\\pi(?![a-z])|{SYMBOL}))*)"
+    rf"\s*(\d+(?:\.\d+)?|\\pi(?![a-z])|{SYMBOL})((?:\s*(?:\\pi(?![a-z])|{SYMBOL}|\([A-Za-z]\)))*)"
     rf"\s*(?=$|[-+)}}\]=,<>&]|\\(?:(?:{NAMES}|right|end)(?![a-z])|\\))"
 )
 
@@ -41,7 +42,9 @@ def readings(answer: str) -> tuple[str, ...]:
 
 
 def commas(text: str) -> tuple[str, ...]:
-    """(3,331) and (2,251,252): each comma may separate thousands, or values."""
+    """(3,331) and (2,251,252): each comma may separate thousands, or values; 3,5 may be three and a half."""
+    if decimal := DECIMAL.fullmatch(text):
+        return tuple(f"{decimal[1]}{comma}{decimal[2]}" for comma in (".", ", ", "")[: 3 if len(decimal[2]) == 3 else 2])
     found = COMMAS.findall(text)
     if len(found) != 1 or found[0].count(",") > MOST_COMMAS:
         return (text,)
@@ -109,4 +112,5 @@ def arguments(text: str) -> tuple[str, ...]:
     r"""\sin 3x is the sine of 3x, or x times that of 3."""
     if not ARGUMENT.search(text):
         return (text,)
-    return (ARGUMENT.sub(r"\1(\2\3)", text), ARGUMENT.sub(r"\1(\2)\3", text))
+    first = ARGUMENT.sub(lambda match: f"{match[1]}({match[2]})" + (rf" \cdot {match[3]}" if match[3] else ""), text)
+    return (ARGUMENT.sub(r"\1(\2\3)", text), first)

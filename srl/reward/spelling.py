@@ -23,7 +23,9 @@ COUNTED = re.compile(rf"((?:\\\$)?{SIGN}\d[\d.,]*)\s+({WORD}(?: [A-Za-z]{{3,}}){
 IN_UNITS = re.compile(  # 5.4 \text{ cents}, 15\mbox{ cm}^2
     rf"({SIGN}\d[\d.,]*)\s*\\(?:text|textrm|mathrm|mbox)\s*\{{[~\s]*([A-Za-z][A-Za-z. ]*)\}}(?:\s*\^\s*\{{?[23]\}}?)?"
 )
-SHORT_FRACTION = re.compile(r"\\([dt]?frac)\s*(\d)\s*(?:(\d)|(?=\{))")  # \frac65, \frac9{19}
+SHORT_FRACTION = re.compile(  # \frac65, \frac9{19}, and \frac\pi2, of which math-verify makes nonsense
+    r"\\([dt]?frac)\s*(\d|\\pi(?![a-z]))\s*(?:(\d|\\pi(?![a-z]))|(?=\{))"
+)
 SHORT_ROOT = re.compile(r"\\sqrt\s*(\d)(?![\d.])")  # \sqrt2
 NOT_A_UNIT = re.compile(  # words that change the number before them
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"

@@ -108,10 +108,13 @@ def expression(readings: Readings) -> Any | None:
 
 def clearly_differ(gold: Any, answer: Any) -> bool:
     """Whether two expressions have values far apart at one point of their variables: sympy's simplify would take its time."""
-    sides = (gold, answer)
+    sides = [gold, answer]
+    if sum(isinstance(side, Equality) for side in sides) == 1:  # math-verify compares its right side, or nothing
+        sides = [side.rhs if isinstance(side, Equality) else side for side in sides]
     if not all(isinstance(side, Expr) and not side.has(UnevaluatedExpr, AppliedUndef) for side in sides):
         return False
     # The symbol abc is the product of a, b and c to math-verify, and e Euler's number.
+    gold, answer = sides
     if gold.free_symbols != answer.free_symbols and any(isinstance(side, Symbol) or side == E for side in sides):
         return False
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
