@@ -17,6 +17,7 @@ from srl.reward.grader import Grader
 from srl.reward.pool import Comparison
 from srl.reward.rules import apply_grades, final_outcome, grade_request
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
+from tests.pairs import pairs
 
 VERIFIER = Path(__file__).parents[2] / "shared" / "verifier"
 
@@ -40,39 +41,39 @@ def rows(name: str) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("answer", "gold"),
-    [
-        ("18.", "18"),
-        ("042", "42"),
-        ("27", "27.0"),
-        ("1,234", "1234"),
-        (r"4.5 \times 10^{33}", "4.5e33"),
-        (r"4.5 \cdot 10^{33}", "4.5e33"),
-        ("1e-5", "0.00001"),
-        (r"\frac{1}{2}", "0.5"),
-        (r"\dfrac{2}{4}", "1/2"),
-        (r"2\sqrt{3}", r"\sqrt{12}"),
-        ("x = 5", "5"),
-        ("5, 3", "3,5"),
-        ("336", r"336^\circ"),
-        (r"28\%", "28"),
-        (r"42 \text{ units}", "42"),
-        (r"\text{Friday}", r"\text{Friday}"),
-        ("$x+1$", "1+x"),
-        ("1" * 5000, "1" * 5000),
-        ("40_{9}", "40_9"),
-        ("c + a + b", "a + b + c"),
-        (r"\sin^{2} t", r"\sin^2 t"),
-        ("E", r"\text{(E)}"),
-        ("4:30 PM", r"\text{4:30 p.m.}"),
-        (r"\text{June 20th}", "June 20"),
-        (r"\$15,000", "15000"),
-        (r"\frac{25}{13}", r"1\frac{12}{13}"),
-        ("15.975", r"\frac{639}{40}"),
-        ("x_1 = 0.5", r"\frac{1}{2}"),
-        ("42", r"\theta=42"),
-        (r"11\sqrt2", r"11\sqrt{2}"),
-        (r"\frac\pi4 - \sqrt{2}", r"-\sqrt{2} + \frac{\pi}{4}"),
-    ],
+    pairs(r"""
+    18.                  | 18
+    042                  | 42
+    27                   | 27.0
+    1,234                | 1234
+    4.5 \times 10^{33}   | 4.5e33
+    4.5 \cdot 10^{33}    | 4.5e33
+    1e-5                 | 0.00001
+    \frac{1}{2}          | 0.5
+    \dfrac{2}{4}         | 1/2
+    2\sqrt{3}            | \sqrt{12}
+    x = 5                | 5
+    5, 3                 | 3,5
+    336                  | 336^\circ
+    28\%                 | 28
+    42 \text{ units}     | 42
+    \text{Friday}        | \text{Friday}
+    $x+1$                | 1+x
+    40_{9}               | 40_9
+    c + a + b            | a + b + c
+    \sin^{2} t           | \sin^2 t
+    E                    | \text{(E)}
+    4:30 PM              | \text{4:30 p.m.}
+    \text{June 20th}     | June 20
+    \$15,000             | 15000
+    \frac{25}{13}        | 1\frac{12}{13}
+    15.975               | \frac{639}{40}
+    x_1 = 0.5            | \frac{1}{2}
+    42                   | \theta=42
+    11\sqrt2             | 11\sqrt{2}
+    \frac\pi4 - \sqrt{2} | -\sqrt{2} + \frac{\pi}{4}
+    """)
+    + [("1" * 5000, "1" * 5000)],
 )
 def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> None:
     assert grade(grader, answer, gold) is Outcome.CORRECT
@@ -80,37 +81,37 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
 
 @pytest.mark.parametrize(
     ("answer", "gold"),
-    [
-        ("-42", "42"),
-        ("−42", "42"),
-        ("42.0000004", "42"),
-        ("999999999998", "999999999999"),
-        ("0.0000002", "0.0000001"),
-        ("0", r"6.67 \times 10^{-11}"),
-        (r"2 \times 10^{-24}", "1e-24"),
-        (r"\frac{1}{2^{98}}", r"\frac{1}{2^{99}}"),
-        (r"\frac{1}{2006!}", r"\frac{1}{2004!}"),
-        ("0 = 42", "42"),
-        ("43, 42", "42"),
-        ("(5,3)", "(3,5)"),
-        ("y=5", "x=5"),
-        ("x=6", "5"),
-        ("x=0.33", r"\frac{1}{3}"),
-        ("0.28", "28"),
-        ("40_8", "40_9"),
-        ("-221_4", "-221_3"),
-        ("0.0011_{22}", "0.0011_2"),
-        (r"\frac \pi14 + 2", r"\frac \pi4 + 2"),
-        (r"\frac{1}{0}", r"\frac{1}{2}"),
-        (r"(-\infty,13)\cup(3,\infty)", r"(-\infty,3)\cup(3,\infty)"),
-        (r"\text{(D)}", r"\text{(E)}"),
-        (r"x \in [-2,9]", r"x \in [-2,7]"),
-        ("a b = 2, c", "a b = 3, c"),
-        ("4:30 a.m.", r"\text{4:30 p.m.}"),
-        ("June 21", "June 20"),
-        ("20", "June 20"),
-        (r"\$15,000", r"\$16,000"),
-    ],
+    pairs(r"""
+    -42                        | 42
+    −42                        | 42
+    42.0000004                 | 42
+    999999999998               | 999999999999
+    0.0000002                  | 0.0000001
+    0                          | 6.67 \times 10^{-11}
+    2 \times 10^{-24}          | 1e-24
+    \frac{1}{2^{98}}           | \frac{1}{2^{99}}
+    \frac{1}{2006!}            | \frac{1}{2004!}
+    0 = 42                     | 42
+    43, 42                     | 42
+    (5,3)                      | (3,5)
+    y=5                        | x=5
+    x=6                        | 5
+    x=0.33                     | \frac{1}{3}
+    0.28                       | 28
+    40_8                       | 40_9
+    -221_4                     | -221_3
+    0.0011_{22}                | 0.0011_2
+    \frac \pi14 + 2            | \frac \pi4 + 2
+    \frac{1}{0}                | \frac{1}{2}
+    (-\infty,13)\cup(3,\infty) | (-\infty,3)\cup(3,\infty)
+    \text{(D)}                 | \text{(E)}
+    x \in [-2,9]               | x \in [-2,7]
+    a b = 2, c                 | a b = 3, c
+    4:30 a.m.                  | \text{4:30 p.m.}
+    June 21                    | June 20
+    20                         | June 20
+    \$15,000                   | \$16,000
+    """),
 )
 def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:
     assert grade(grader, answer, gold) is Outcome.INCORRECT

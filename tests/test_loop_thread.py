@@ -121,27 +121,22 @@ def test_an_engine_that_raises_ends_every_wait_with_its_error(chat):
             call()
 
 
-def test_an_engine_that_is_dead_when_it_is_given_work_or_weights_is_a_failure_of_the_engine(chat):
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError("engine core died"), EngineFailure, "OSError: engine core died"),
+        (ValueError("not to be had"), ValueError, "^not to be had"),
+    ],
+)
+def test_a_dead_engine_is_a_failure_of_the_engine_and_a_wrong_request_or_weight_is_none(chat, error, raised, said):
     engine, thread = started(chat)
-    engine.errors["submit"] = OSError("engine core died")
+    engine.errors["submit"] = error
     thread.add([job(chat, "a")])
-    with pytest.raises(EngineFailure, match="OSError: engine core died"):
+    with pytest.raises(raised, match=said):
         thread.collect(30)
     engine, thread = started(chat)
-    engine.errors["load"] = OSError("engine core died")
-    with pytest.raises(EngineFailure, match="OSError: engine core died"):
-        thread.load_weights([], 1, True)
-
-
-def test_what_is_wrong_with_the_request_or_the_weights_is_no_failure_of_the_engine(chat):
-    engine, thread = started(chat)
-    engine.errors["submit"] = ValueError("prompt too long")
-    thread.add([job(chat, "a")])
-    with pytest.raises(ValueError, match="^prompt too long"):
-        thread.collect(30)
-    engine, thread = started(chat)
-    engine.errors["load"] = ValueError("no such parameter")
-    with pytest.raises(ValueError, match="^no such parameter"):
+    engine.errors["load"] = error
+    with pytest.raises(raised, match=said):
         thread.load_weights([], 1, True)
 
 
