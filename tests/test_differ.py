@@ -119,6 +119,7 @@ def test_whatever_may_be_meant_in_two_ways_has_no_elements(text: str) -> None:
     2x=10                                | 10
     f(x)=x+1                             | f(t)=t+1
     x>5                                  | (5,\infty)
+    x<-1 \text{ or } x>1                 | (-\infty,-1) \cup (1,\infty)
     x>5                                  | x \geq 5
     x>5                                  | 5<x
     x>5                                  | 2x>11
@@ -156,7 +157,7 @@ def test_equal_values_and_unread_texts_prove_nothing(left: str, right: str) -> N
     1202_3                             | 48
     x>5                                | x=6
     x>5                                | (4,6)
-    x>5                                | (5,6,7)
+    x>5                                | (4,6,7)
     x>5                                | y=2x
     SRMC=LRMC                          | k=1
     3,5                                | 7, 8, 9

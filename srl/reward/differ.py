@@ -119,7 +119,7 @@ def differ(left: Element, right: Element) -> bool:
 
 
 def inequality_differs(inequality: Element, other: Element) -> bool:
-    """From what is none, and is true at other points or is no interval that begins or ends with its number."""
+    """From an equation that is not true at a point of it, a number, and intervals of which none ends with its number."""
     if other.equation:
         name = inequality.name.rstrip("<>=")
         number = inequality.numbers[0] + (1.25 if ">" in inequality.name else -1.25)
@@ -127,9 +127,9 @@ def inequality_differs(inequality: Element, other: Element) -> bool:
             return apart(*(value(side, {name: number}) for side in other.equation))
         except (Unread, ArithmeticError, ValueError):
             return False
-    if other.kind == "row" and len(other.numbers) == 2:
+    if other.kind == "row":
         return all(apart(number, inequality.numbers[0]) for number in other.numbers)
-    return other.kind in ("number", "row")
+    return other.kind == "number"
 
 
 def equations_differ(left: Element, right: Element) -> bool:
