@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ SMALL = [
     "rl.start=base", "rl.prompts=4", "rl.group=4", "rl.mini_batches=1", "rl.evaluate_every=4", "evaluate.validation_problems=8",
     "rollout.threads=1", "learner.threads=1", "rollout.max_response_tokens=200",
 ]  # fmt: skip
-WITHIN_S, START_S, PATIENCE_S = 6.0, 15.0, 600.0
+WITHIN_S, START_S, PATIENCE_S = 2.0, 15.0, 600.0
+STEP_DONE = re.compile(r"step +\d+/")  # since this start: the log begins anew with each
 TOLERANCE = 1e-4  # of a weight
 COMPARED = ("reward", "turn1", "final", "tokens", "loss", "gradient_norm", "kl")
 
@@ -61,8 +63,7 @@ def kill_once(folder: Path, settings: list[str], rng: random.Random) -> str:
             return ""
         if time.monotonic() - begun > PATIENCE_S:
             raise TimeoutError(f"{folder}: no step after {PATIENCE_S:g} s")
-        # The first lines name the step that the run begins or goes on with.
-        if moment is None and "step" in (folder / "log").read_text():
+        if moment is None and STEP_DONE.search((folder / "log").read_text()):
             moment = time.monotonic() + WITHIN_S * rng.random()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -120,7 +121,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("settings", nargs="*", default=["rl.steps=40"])
+    parser.add_argument("settings", nargs="*", default=["rl.steps=80"])
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-rl-resume-"))
     alone = finish(folder / "alone", options.settings)
