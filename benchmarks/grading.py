@@ -10,7 +10,8 @@ days. One JSON object:
                 golds of other problems of the same kind; `responses`, what models wrote, from labelled cases; `algebra`,
                 the worst case: nothing but answers that are not decided before math-verify sees them
     groups      16 responses a problem, five different ones, as in a group of RL: `slips` and `others`
-    attacks     responses made to hang or fool a grader, one at a time; then its speed against a grader that was spared them
+    attacks     responses made to hang or fool a grader, one at a time, in seconds and processor seconds (as the deadline);
+                then its speed against a grader that was spared them
 
 Of each: responses/s of both, their ratio, `work`, processor seconds of plain / ours, which other programs hardly change; and of
 all rounds ms of a grade (p50, p99, max) and the share on which both agree.
@@ -244,11 +245,12 @@ def attacked(cases: list[dict], algebra: list[Pair], processes: int) -> dict:
     deadline_s = RewardConfig().deadline_s
     attacked, spared = ready_grader(processes, deadline_s), ready_grader(processes, deadline_s)
     before = relative_speed(attacked, spared, algebra[::2])
-    seconds, accepted = [], []
+    seconds, work, accepted = [], [], []
     for case in cases:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), processor_seconds(attacked)
         [grade] = attacked.grade([(stated_answer(case["text"]), case["gold"])])
         seconds.append(time.perf_counter() - start)
+        work.append(processor_seconds(attacked) - cpu_start)
         if case["expected"] is False and grade.outcome is Outcome.CORRECT:
             accepted.append(case["id"])
     killed = attacked.pool.killed
@@ -261,6 +263,7 @@ def attacked(cases: list[dict], algebra: list[Pair], processes: int) -> dict:
         "attacks": len(cases),
         "deadline_s": deadline_s,
         "slowest_s": round(max(seconds), 2),
+        "slowest_processor_s": round(max(work), 2),
         "over_deadline_and_1_s": sum(second > deadline_s + 1 for second in seconds),
         "at_deadline": sum(second >= deadline_s for second in seconds),
         "processes_killed": killed,
