@@ -266,8 +266,9 @@ def ask(url: str, problem: Problem, **more) -> dict:
 
 @pytest.mark.long
 def test_serve_holds_whole_conversations_on_the_real_vllm(served: str):
-    """Greedy answers to ten problems: some are verified at once, others are found wrong and written again."""
-    messages = [ask(served, problem)["choices"][0]["message"] for problem in chain_problems("test", 10, 3, 4, 4)]
+    """Sampled answers to ten problems: some are verified at once, others are found wrong and written again."""
+    problems = chain_problems("test", 10, 3, 4, 4)
+    messages = [ask(served, problem, temperature=1.0, seed=7)["choices"][0]["message"] for problem in problems]
     kinds = {tuple(turn["kind"] for turn in message["turns"]) for message in messages}
     verified = ("attempt", "instruction", "verdict")
     assert kinds == {verified, (*verified, "instruction", "revision")}
