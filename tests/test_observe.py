@@ -14,7 +14,7 @@ from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config
 from srl.main import main
 from srl.observe import progress
 from srl.observe.metrics import Exporter, metric_name
-from srl.observe.run_directory import RunDirectory
+from srl.observe.run_directory import RunDirectory, start_over
 from srl.observe.sinks import check_sinks, open_sinks
 from srl.observe.status import ago, format_status, last_record
 
@@ -188,8 +188,20 @@ def test_starting_over_deletes_nothing_but_a_run(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.tex").write_text("years")
     with pytest.raises(ConfigError, match=r"run\.fresh: .*tiny holds no run"):
-        RunDirectory(Config(run=RunConfig(directory=str(tmp_path), fresh=True)))
+        start_over(Config(run=RunConfig(directory=str(tmp_path), fresh=True)))
     assert (tmp_path / "tiny" / "thesis.tex").exists()
+
+
+def test_a_fresh_run_deletes_once_at_its_beginning_and_nothing_that_it_makes(tmp_path):
+    config = Config(run=RunConfig(directory=str(tmp_path), fresh=True))
+    for reward in (1.0, 0.5):
+        start_over(config)
+        assert not (tmp_path / "tiny").exists()
+        begun = RunDirectory(config)
+        begun.record("rl", 0, reward=reward)
+        begun.close()
+        RunDirectory(config).close()
+        assert json.loads((tmp_path / "tiny" / "metrics.jsonl").read_text())["reward"] == reward
 
 
 def test_a_run_made_before_a_setting_existed_continues_with_its_default_and_with_nothing_else(tmp_path):
@@ -244,10 +256,11 @@ def test_one_process_at_a_time_works_in_a_run_directory(run: RunDirectory):
     settings = RunConfig(directory=str(run.path.parent))
     other = subprocess.Popen([sys.executable, "-c", HOLD, settings.directory], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    for fresh in (False, True):  # nor may it be deleted
-        config = Config(run=settings.model_copy(update={"fresh": fresh}))
-        with pytest.raises(ConfigError, match="tiny: another process works in this run directory"), RunDirectory(config).alone():
-            pass
+    refused = pytest.raises(ConfigError, match="tiny: another process works in this run directory")
+    with refused, RunDirectory(Config(run=settings)).alone():
+        pass
+    with refused:  # nor may it be deleted
+        start_over(Config(run=settings.model_copy(update={"fresh": True})))
     other.kill()
     other.wait(10)
     with run.alone():

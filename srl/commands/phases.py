@@ -22,10 +22,9 @@ def run(options: argparse.Namespace, config: Config) -> None:
         for source in check_dry(config, left(config, (options.command,))):
             print(f"# not looked at: {source}, from the hub")
         return
-    from srl.driver.run import report, run_phases
+    from srl.driver.run import run_phases, show
 
-    run_phases(config, options.command)
-    report(config)
+    show(run_phases(config, options.command))
 
 
 def dry_run(config: Config) -> None:

@@ -17,7 +17,7 @@ from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonst
 from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table
 from srl.observe.progress import bar, say
-from srl.observe.run_directory import RunDirectory, finished
+from srl.observe.run_directory import RunDirectory, finished, start_over
 from srl.observe.watchdog import observed
 
 PHASES = {
@@ -40,9 +40,10 @@ COMMANDS = {
 }
 
 
-def run_phases(config: Config, *commands: str) -> None:
-    """Run the commands' phases that are not done yet."""
+def run_phases(config: Config, *commands: str) -> RunDirectory:
+    """Run the commands' phases that are not done yet, after `fresh` has deleted what was there."""
     problems = check_start(config, left(config, commands))
+    start_over(config)
     run = RunDirectory(config)
     say(f"run {config.run.name} in {run.path}")
     session = Session(config, run)
@@ -59,6 +60,7 @@ def run_phases(config: Config, *commands: str) -> None:
         raise
     finally:
         session.close()
+    return run
 
 
 def left(config: Config, commands: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,7 @@ class RunDirectory:
         """Create or continue the directory. Raises ConfigError as `check_directory`, for a full disk, and where none can be."""
         self.path = self.locate(config)
         check_directory(config)
-        if config.run.fresh and self.path.exists():
-            with self.alone():
-                shutil.rmtree(self.path)
-        elif changes(self.path, config):
+        if changes(self.path, config):
             with self.alone():
                 pass  # nobody has just begun there
         check_disk(self.path)
@@ -88,17 +85,9 @@ class RunDirectory:
             raise ValueError(f"{name!r} leads out of the run directory {self.path}")
         return path
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Raises ConfigError if another process works in this directory. One that dies, however it does, lets go of it."""
-        with self.file("lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path}: another process works in this run directory; let it end, stop it, or choose another run.name"
-                ) from None
-            yield
+        return alone_in(self.path)
 
     def context(self) -> dict[str, Any]:
         """Where the run is, for log lines."""
@@ -179,6 +168,27 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: expected an object, found {type(found).__name__}")
     return found
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    with (path / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path}: another process works in this run directory; let it end, stop it, or choose another run.name"
+            ) from None
+        yield
+
+
+def start_over(config: Config) -> None:
+    """Delete what an earlier run of this name left: once, before a run with `fresh` begins. Raises as `check_directory`."""
+    check_directory(config)
+    path = RunDirectory.locate(config)
+    if config.run.fresh and path.exists():
+        with alone_in(path):
+            shutil.rmtree(path)
 
 
 def check_directory(config: Config) -> None:
