@@ -24,7 +24,7 @@ def render(folder: Path, documents: list[Document] | None = None) -> list[Docume
     file = folder / "kustomization.yaml"
     spec = yaml.safe_load(file.read_text())
     if unknown := set(spec) - KEYS:
-        raise NotImplementedError(f"{file}: {unknown}")
+        raise ValueError(f"{file}: not rendered here: {unknown}")
     documents = documents if documents is not None else []
     for name in spec.get("resources", []):
         path = (folder / name).resolve()
@@ -55,7 +55,7 @@ def patched(documents: list[Document], patch: dict[str, Any]) -> list[Document]:
     change = yaml.safe_load(patch["patch"])
     if isinstance(change, dict):
         if change.get("$patch") != "delete":
-            raise NotImplementedError(f"strategic merge patch {change}")
+            raise ValueError(f"not rendered here: strategic merge patch {change}")
         same = (change["kind"], change["metadata"]["name"])
         return [document for document in documents if (document["kind"], document["metadata"]["name"]) != same]
     target = patch["target"]
@@ -78,9 +78,9 @@ def apply(document: Document, step: dict[str, Any]) -> None:
         del place[int(last)]
         return
     if isinstance(place, list):
-        raise NotImplementedError(f"patch of a list element: {step['path']}")
+        raise ValueError(f"not rendered here: patch of a list element: {step['path']}")
     if step["op"] not in ("add", "replace"):
-        raise NotImplementedError(f"patch operation {step['op']}")
+        raise ValueError(f"not rendered here: patch operation {step['op']}")
     if step["op"] == "replace" and last not in place:
         raise KeyError(f"{step['path']}: nothing there to replace")
     place[last] = unshared(step["value"])
