@@ -7,6 +7,7 @@ one that takes names besides settings, such as runs to compare, says in `NAMES` 
 import argparse
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command = command_name(arguments)
         module = importlib.import_module(f"srl.commands.{COMMANDS[command][0]}")

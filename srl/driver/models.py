@@ -8,7 +8,6 @@ import ray
 
 from srl.config import Config, ConfigError, read_yaml
 from srl.driver.evaluate import METHODS, complete, measure
-from srl.driver.run import stop_on_sigterm
 from srl.driver.session import Session, check_address, check_wording, connect, load_task
 from srl.evaluation.cell import Cell
 from srl.learner.model import check_model
@@ -102,7 +101,6 @@ def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
     """Measure a cell and say what came out."""
     if not complete(session, cell, tests):
         connect(session.config)
-        stop_on_sigterm()
     with bar(len(tests) * cell.samples, "trajectories") as progress:
         row = measure(session, cell, tests, progress)
     say(f"      {cell.method} on {cell.benchmark}: " + "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta")))

@@ -1,11 +1,9 @@
 """The order of things: phases with names, each done once, each able to be the last one."""
 
 import shutil
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from srl.config import Config, ConfigError
 from srl.driver.check import check_start
@@ -51,7 +49,6 @@ def run_phases(config: Config, *commands: str) -> RunDirectory:
         with run.alone():
             prepare_upload(config, run.path)
             connect(config)
-            stop_on_sigterm()
             with observed(config, run):
                 perform_missing(commands, run, session, problems)
     except KeyboardInterrupt:
@@ -139,12 +136,3 @@ def flat(by_name: dict[str, list]) -> list:
 
 def indented(text: str) -> None:
     say(f"      {text}")
-
-
-def stop_on_sigterm() -> None:
-    """SIGTERM ends the run like Ctrl-C. Set after ray.init, which installs a handler of its own."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)

@@ -2,12 +2,16 @@
 
 import logging
 import os
+import signal
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import ray
+import ray._private.utils
 import ray.data
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -132,7 +136,8 @@ def connect(config: Config) -> None:
     setting, address = cluster_address(config)
     if address:
         try:
-            ray.init(address=address, **options)
+            with stopped_afterwards():
+                ray.init(address=address, **options)
         except ConnectionError as error:
             raise ConfigError(f"{setting}={address}: no Ray cluster answers there ({error})") from None
         check_cluster(config)
@@ -142,14 +147,34 @@ def connect(config: Config) -> None:
     if config.run.dashboard_port:
         options |= {"dashboard_port": config.run.dashboard_port}
     # Without `local` it would try to join whatever cluster `ray start` has left on this machine.
-    ray.init(
-        address="local",
-        num_cpus=config.run.local_cpus,
-        object_store_memory=config.run.object_store_mib * 2**20,
-        include_dashboard=bool(config.run.dashboard_port),
-        **options,
-    )
+    with stopped_afterwards():
+        ray.init(
+            address="local",
+            num_cpus=config.run.local_cpus,
+            object_store_memory=config.run.object_store_mib * 2**20,
+            include_dashboard=bool(config.run.dashboard_port),
+            **options,
+        )
     check_cluster(config)
+
+
+@contextmanager
+def stopped_afterwards() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of this block and then raise KeyboardInterrupt.
+
+    Cut short, ray.init ends the process with a status of its own, or aborts it.
+    """
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # It would put a handler of its own there that exits at once, and leave it.
+        with patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def quiet_pipelines() -> None:
