@@ -3,7 +3,7 @@
 import pytest
 
 from srl.driver.selection import Selection
-from srl.observe.alarms import WINDOW, alarms, behaviour
+from srl.observe.alarms import WINDOW, alarms, behaviour, remember
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
 
 HEALTHY = {
@@ -33,6 +33,15 @@ def test_a_healthy_run_is_quiet_and_so_are_a_short_one_and_one_bad_step():
     everything = {metric: value for sick in SICK.values() for metric, value in sick.items()}
     assert alarms([HEALTHY] * WINDOW + [HEALTHY | everything] * (WINDOW - 1)) == {}
     assert "entropy_collapse" not in alarms([HEALTHY] * 9 + [HEALTHY | {"entropy": 0.0}] + [HEALTHY] * 2)
+
+
+def test_a_history_stays_short_and_rings_as_the_whole_one_does():
+    kept: list[dict] = []
+    steps = [HEALTHY | SICK[name] for name in SICK for _ in range(2 * WINDOW)]
+    for count, step in enumerate([HEALTHY] * WINDOW + steps, start=1):
+        remember(kept, step)
+        assert len(kept) <= 2 * WINDOW
+        assert alarms(kept) == alarms(([HEALTHY] * WINDOW + steps)[:count])
 
 
 def test_recipes_without_verdicts_groups_or_reference_ring_nothing():

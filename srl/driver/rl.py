@@ -23,7 +23,7 @@ from srl.learner.batch import policy_example
 from srl.learner.correction import policy_age
 from srl.learner.group import LearnerLost
 from srl.learner.schedule import schedule
-from srl.observe.alarms import alarms, behaviour
+from srl.observe.alarms import alarms, behaviour, remember
 from srl.observe.records import append_line
 from srl.protocols.chat import model_folder
 from srl.reward.rules import final_outcome
@@ -244,9 +244,9 @@ def start_folder(config: Config, run: Path) -> str:
 
 
 def tell_alarms(session: Session, history: list[dict[str, Any]], metrics: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Append to the history; say and record what is wrong now and was not one step before."""
+    """Add to the history; say and record what is wrong now and was not one step before."""
     before = alarms(history)
-    history.append(metrics)
+    remember(history, metrics)
     for name, meaning in alarms(history).items():
         if name not in before:
             say(f"ALARM {name}: {meaning}")

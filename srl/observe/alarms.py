@@ -41,6 +41,12 @@ SIMPLE: dict[str, tuple[str, Callable[[float, float], bool], str]] = {
 }
 
 
+def remember(history: list[Step], step: Step) -> None:
+    """Append a step. Of the others only those are kept that `alarms` looks at: a run of 100,000 steps must not hold them all."""
+    history.append(step)
+    del history[WINDOW:-WINDOW]
+
+
 def alarms(history: Sequence[Step]) -> dict[str, str]:
     """Name -> sentence for everything wrong with the last `WINDOW` steps; nothing before there are twice as many."""
     if len(history) < 2 * WINDOW:
