@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srl.config import Config, load_config
+from srl.config import Config, ConfigError, load_config
 from srl.driver import rl
 from srl.driver.rl import Training
 from srl.learner import checkpoint
@@ -309,7 +309,8 @@ def test_an_upload_that_fails_ends_the_run_even_if_it_was_the_last(tmp_path, mon
         copy_out(folder, *arguments)
 
     monkeypatch.setattr(checkpoint, "copy_out", full)
-    with pytest.raises(OSError, match="no space left"):
+    kept = f"was not copied to file://{tmp_path}/far/.*: no space left; it is kept in {tmp_path}/"
+    with pytest.raises(ConfigError, match=kept):
         play(tmp_path, 0, World(), upload=f"file://{tmp_path}/far")
     assert len(calls) == 1
 

@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
+from fsspec import register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 
 from srl.config import Config, ConfigError, load_config
 from srl.driver.ledger import Ledger
 from srl.driver.resume import checkpoints, prepare_upload, restore_best, save
 from srl.driver.selection import Selection
+from srl.learner import checkpoint
 from srl.learner.checkpoint import Checkpoints, read_state
+from srl.main import main
 
 
 def save_step(store: Checkpoints, step: int) -> None:
@@ -81,3 +86,47 @@ def test_without_an_upload_no_policy_is_kept_twice(tmp_path):
     store = checkpoints(load_config(None, []), tmp_path)
     save(store, 5, 1, SimpleNamespace(save_state=lambda folder: None, to_record=dict), Ledger(1, 0), Selection(0), None, best)
     assert not (store.latest() / "best").exists()
+
+
+class NoCredentialsError(Exception):
+    """Of no kind that Python knows, as those of cloud stores are."""
+
+
+class Locked(MemoryFileSystem):
+    protocol = "locked"
+
+    def pipe_file(self, *arguments, **options) -> None:
+        raise NoCredentialsError("Unable to locate credentials\nand more")
+
+
+class Silent(MemoryFileSystem):
+    protocol = "silent"
+
+    def pipe_file(self, *arguments, **options) -> None:
+        Event().wait(5)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("locked://bucket/runs", "nothing can be written to {}/tiny: NoCredentialsError: Unable to locate credentials"),
+        (
+            "file:///dev/null/far",
+            "nothing can be written to {}/tiny: NotADirectoryError: [Errno 20] Not a directory: '/dev/null/far",
+        ),
+        ("silent://bucket/runs", "{}/tiny has not taken a file in 0.2 s"),
+    ],
+)
+def test_a_place_that_takes_no_file_is_refused_before_anything_starts(tmp_path, capfd, monkeypatch, url: str, message: str):
+    for store in (Locked, Silent):
+        register_implementation(store.protocol, store, clobber=True)
+    monkeypatch.setattr(checkpoint, "ANSWER_S", 0.2)
+    assert main([f"run.directory={tmp_path}/runs", f"learner.upload={url}"]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert len(errors) == 1 and f"srl: learner.upload: {message.format(url)}" in errors[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_trial_of_an_upload_leaves_nothing_behind(tmp_path):
+    checkpoint.check_writable(f"file://{tmp_path}/far/tiny")
+    assert list((tmp_path / "far" / "tiny").iterdir()) == []

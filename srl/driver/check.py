@@ -7,9 +7,11 @@ from fsspec.core import url_to_fs
 
 from srl.config import Config, ConfigError
 from srl.driver.policy import recipe_functions
+from srl.driver.resume import checkpoints
 from srl.driver.rl import start_folder
 from srl.driver.session import check_address, check_port, check_wording, load_task
 from srl.driver.stage1 import demonstrations_file, sampling_passes
+from srl.learner.checkpoint import check_writable
 from srl.learner.model import check_folder, check_model
 from srl.observe.run_directory import RunDirectory, check_directory
 from srl.observe.sinks import check_sinks
@@ -30,11 +32,13 @@ def check_start(config: Config, phases: Sequence[str]) -> Uses:
     check_address(config)
     problems = load_task(config)
     check_wording(config, every(problems))
+    if upload := checkpoints(config, RunDirectory.locate(config)).upload:
+        check_writable(upload)
     return problems
 
 
 def check_dry(config: Config, phases: Sequence[str]) -> list[str]:
-    """As `check_start` except for this machine's ports and clusters; returns the data sets of the hub, which are not loaded."""
+    """As `check_start` except for ports, clusters and the place of uploads; returns the data sets of the hub, not loaded."""
     check_settings(config, phases)
     task, limit = config.task, config.evaluate.problems
     sources = [source for source in (task.train, task.validation, *task.test.values()) if source]
@@ -55,7 +59,7 @@ def check_settings(config: Config, phases: Sequence[str]) -> None:
     check_inputs(config, phases)
     try:
         url_to_fs(config.learner.upload)
-    except (ValueError, ImportError) as error:  # a protocol that there is not, or whose package is missing
+    except (ValueError, ImportError, OSError) as error:  # there is no such protocol, its package is missing, no server answers
         raise ConfigError(f"learner.upload={config.learner.upload}: {error}") from None
 
 

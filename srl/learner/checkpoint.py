@@ -9,6 +9,7 @@ step-00000012/
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -21,10 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from srl.config import ConfigError
+from srl.protocols.chat import first_line
 
 PARTIAL = ".partial"
 WHOLE = "whole"  # the file that says that an upload ended
 UPLOAD_S = 3600.0  # longest wait for one checkpoint to be copied away
+ANSWER_S = 60.0  # longest wait for a place to take its first file
 
 
 def write_part(folder: Path, rank: int, tensors: dict[str, torch.Tensor], steps: int, generator: torch.Tensor) -> None:
@@ -84,7 +87,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> None:
         """`write` fills the folder with its parts; a process that dies before the end leaves nothing that counts.
 
-        Raises what an earlier upload raised.
+        Raises ConfigError when an earlier upload failed.
         """
         partial = self.folder / f"step-{step:08d}{PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,7 +105,7 @@ class Checkpoints:
             shutil.rmtree(self.path(old))
 
     def close(self) -> None:
-        """Return when the newest checkpoint has been copied away too; raises what copying raised."""
+        """Return when the newest checkpoint has been copied away too. Raises ConfigError when it was not."""
         if not (self.upload and self.steps()):
             return
         newest = self.path(self.steps()[-1])
@@ -120,12 +123,16 @@ class Checkpoints:
         self.sending = folder, self.thread.submit(copy_out, folder, self.upload, self.keep, self.owner)
 
     def _sent(self) -> None:
-        """Wait for the upload that is under way; raises what it raised, and TimeoutError after `UPLOAD_S`."""
+        """Wait for the upload that is under way. Raises ConfigError when it fails or takes longer than `UPLOAD_S`."""
         folder, copying = self.sending
         wait([copying], UPLOAD_S)
         if not copying.done():
-            raise TimeoutError(f"learner.upload: {folder.name} was not copied to {self.upload} in {UPLOAD_S:g} s")
-        copying.result()
+            raise ConfigError(f"learner.upload: {folder.name} was not copied to {self.upload} in {UPLOAD_S:g} s")
+        if error := copying.exception():
+            kept = f"it is kept in {folder.parent}"
+            raise ConfigError(
+                f"learner.upload: {folder.name} was not copied to {self.upload}: {first_line(error)}; {kept}"
+            ) from error
 
     def check_upload(self) -> None:
         """Raises ConfigError when another training's checkpoints are there."""
@@ -154,6 +161,31 @@ class Checkpoints:
             partial.mkdir(parents=True)
             files.get(f"{source}/", f"{partial}/", recursive=True)
             partial.rename(target)
+
+
+def check_writable(url: str) -> None:
+    """Raises ConfigError when nothing can be written and listed there: no credentials, no such place, no answer."""
+    failed: list[Exception] = []
+
+    def write() -> None:
+        try:
+            files, root = url_to_fs(url)
+            files.makedirs(root, exist_ok=True)
+            files.pipe_file(f"{root}/writable", b"srl")
+            files.rm(f"{root}/writable")
+            uploaded(files, root)
+        except Exception as error:  # every kind of store has exceptions of its own
+            failed.append(error)
+
+    trial = threading.Thread(target=write, daemon=True, name="upload-trial")
+    trial.start()
+    trial.join(ANSWER_S)
+    if trial.is_alive():
+        raise ConfigError(f"learner.upload: {url} has not taken a file in {ANSWER_S:g} s")
+    if failed:
+        raise ConfigError(
+            f"learner.upload: nothing can be written to {url}: {type(failed[0]).__name__}: {first_line(failed[0])}"
+        ) from failed[0]
 
 
 def uploaded(files: AbstractFileSystem, root: str) -> list[str]:
