@@ -15,14 +15,16 @@ from srl.learner.checkpoint import check_writable
 from srl.learner.model import check_folder, check_model
 from srl.observe.run_directory import RunDirectory, check_directory
 from srl.observe.sinks import check_sinks
+from srl.pipelines import assemble, attempts
 from srl.pipelines.assemble import check_tokenizer
-from srl.pipelines.samples import sample_files
+from srl.pipelines.samples import check_samples
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.judges import check_judge
 from srl.rollout.recorded import read_trajectories
 from srl.tasks.problems import Problem, load_problems, on_hub
 
 Uses = dict[str, dict[str, list[Problem]]]
+READ = {"assemble": assemble.COLUMNS, "orm": attempts.COLUMNS}  # of the samples, by phase
 
 
 def check_start(config: Config, phases: Sequence[str]) -> Uses:
@@ -79,13 +81,14 @@ def check_inputs(config: Config, phases: Sequence[str]) -> None:
     if "sample" in phases and stage1.teacher and not stage1.samples:
         sampling_passes(stage1, base, run)
         check_folder(model_folder(stage1.teacher), "stage1.teacher")
-    if stage1.samples and {"assemble", "orm"} & set(phases):
+    columns = {column for phase, read in READ.items() if phase in phases for column in read}
+    if stage1.samples and columns:
         try:
-            check_tokenizer(sample_files(Path(stage1.samples))[0], Chat(base, config.prompts))
+            check_tokenizer(check_samples(Path(stage1.samples), sorted(columns))[0], Chat(base, config.prompts))
         except ConfigError as error:
             raise ConfigError(f"stage1.samples={stage1.samples}: {error}") from None
-    elif {"assemble", "orm"} & set(phases) and "sample" not in phases:
-        sample_files(run / "stage1" / "samples")
+    elif columns and "sample" not in phases:
+        check_samples(run / "stage1" / "samples", sorted(columns))
     if "sft" in phases and "assemble" not in phases:
         demonstrations_file(run)
     if "rl" in phases and start not in ("ift", "base"):

@@ -30,9 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from srl.config import ConfigError
+from srl.protocols.chat import first_line
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind, Verdict
 
@@ -60,6 +62,9 @@ SCHEMA = pa.schema(
         ("weights", pa.string()),
     ]
 )
+
+NULLABLE = ("answer", "outcome", "verdict")
+WORDS = {"kind": TurnKind, "outcome": Outcome, "verdict": Verdict}
 
 
 def sample_row(trajectory: Trajectory, seed: int, temperature: float, weights: str) -> Row:
@@ -150,6 +155,46 @@ def sample_files(folder: Path) -> list[Path]:
     if not (files := sorted(folder.glob("*.parquet"))):
         raise ConfigError(f"{folder}: no samples; run stage1 first")
     return files
+
+
+def check_samples(folder: Path, columns: Sequence[str]) -> list[Path]:
+    """As `sample_files`. Raises ConfigError naming the first file that is not Parquet or lacks rows or one of these columns."""
+    files = sample_files(folder)
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as found:
+                schema, rows = found.schema_arrow, found.metadata.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{file}: not a Parquet file: {first_line(error)}") from None
+        if missing := [name for name in columns if name not in schema.names]:
+            raise ConfigError(f"{file}: not samples of stage 1: it has no column {', '.join(missing)}")
+        for name in columns:
+            there, wanted = content(schema.field(name).type), content(SCHEMA.field(name).type)
+            if there != wanted and not (there == "null" and name in NULLABLE):
+                raise ConfigError(f"{file}: not samples of stage 1: its column {name} holds {there}, not {wanted}")
+        if not rows:
+            raise ConfigError(f"{file}: no rows in it")
+        check_words(file, [name for name in WORDS if name in columns])
+    return files
+
+
+def content(kind: pa.DataType) -> str:
+    """What is read from such a column, in whichever width or encoding it was written."""
+    if pa.types.is_dictionary(kind):
+        return content(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"lists of {content(kind.value_type)}"
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return "text" if text else "integers" if pa.types.is_integer(kind) else str(kind)
+
+
+def check_words(file: Path, columns: Sequence[str]) -> None:
+    for name, column in zip(columns, pq.read_table(file, columns=list(columns)).columns, strict=True):
+        known = [*WORDS[name], *([None] if name in NULLABLE else [])]
+        if unknown := [word for word in pyarrow.compute.unique(column).to_pylist() if word not in known]:
+            raise ConfigError(
+                f"{file}: not samples of stage 1: its column {name} holds {unknown[0]!r}, not one of {', '.join(WORDS[name])}"
+            )
 
 
 def problems_in(file: Path, columns: Sequence[str]) -> Iterator[list[Row]]:
