@@ -12,7 +12,7 @@ from srl.driver.rl import start_folder
 from srl.driver.session import check_address, check_port, check_wording, load_task
 from srl.driver.stage1 import demonstrations_file, sampling_passes
 from srl.learner.checkpoint import check_writable
-from srl.learner.model import check_folder, check_model
+from srl.learner.model import check_folder, check_model, check_start_model
 from srl.observe.run_directory import RunDirectory, check_directory
 from srl.observe.sinks import check_sinks
 from srl.pipelines import assemble, attempts
@@ -92,7 +92,7 @@ def check_inputs(config: Config, phases: Sequence[str]) -> None:
     if "sft" in phases and "assemble" not in phases:
         demonstrations_file(run)
     if "rl" in phases and start not in ("ift", "base"):
-        check_folder(start, "rl.start")
+        check_start_model(start, base, "rl.start")
     elif "rl" in phases and "sft" not in phases:
         start_folder(config, run)
     if phases and config.rollout.replay:

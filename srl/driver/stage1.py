@@ -17,6 +17,7 @@ from srl.learner.checkpoint import Checkpoints, read_state
 from srl.learner.group import LearnerGroup, LearnerLost
 from srl.learner.losses import Loss, sft_loss
 from srl.learner.losses.outcome import outcome_loss
+from srl.learner.model import check_tokens
 from srl.learner.schedule import schedule
 from srl.observe.records import forget
 from srl.pipelines.assemble import assemble, load_demonstrations
@@ -24,7 +25,7 @@ from srl.pipelines.attempts import load_attempts
 from srl.pipelines.card import write_card
 from srl.pipelines.sample import Block, SamplingPass, sample
 from srl.pipelines.samples import sample_files
-from srl.protocols.chat import load_tokenizer, model_folder
+from srl.protocols.chat import model_folder
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, TurnKind
 
@@ -58,8 +59,7 @@ def sampling_passes(settings: Stage1Config, base: str, folder: Path) -> list[Sam
     if not settings.teacher:
         return [SamplingPass(folder / "samples", base)]
     teacher = model_folder(settings.teacher)
-    if load_tokenizer(teacher, "stage1.teacher").get_vocab() != load_tokenizer(base).get_vocab():
-        raise ConfigError(f"stage1.teacher={settings.teacher}: its tokenizer is not that of {base}")
+    check_tokens(teacher, base, "stage1.teacher")
     first = folder / "samples-before"
     if settings.teacher_writes == "attempt":
         rest = (TurnKind.VERDICT, TurnKind.REVISION)

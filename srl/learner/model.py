@@ -20,6 +20,11 @@ from srl.protocols.chat import first_line, load_tokenizer, model_folder
 # Logits, in elements, that may exist at one time: 1 GiB in float32.
 LOGITS_AT_ONCE = 2**28
 VALUE_HEAD = "value_head.safetensors"
+# What makes weights of one model computable as another: engines keep the configuration that they were started with.
+ARCHITECTURE = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
+)  # fmt: skip
 
 
 class TokenLogprobs(nn.Module):
@@ -133,8 +138,29 @@ def parameter_count(path: str, setting: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def check_start_model(path: str, base: str, setting: str) -> None:
+    """Raises ConfigError, naming both sides, for a model that the engines and learners of `base` cannot go on from."""
+    check_folder(path, setting)
+    own, theirs = (AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config() for folder in (path, base))
+    sides = {key: (getattr(own, key, None), getattr(theirs, key, None)) for key in ARCHITECTURE}
+    if different := [f"{key} {here}, there {there}" for key, (here, there) in sides.items() if here != there]:
+        raise ConfigError(f"{setting}={path}: not a model of the shape of model.path={base}: {'; '.join(different)}")
+    check_tokens(path, base, setting)
+
+
+def check_tokens(path: str, base: str, setting: str) -> None:
+    """Raises ConfigError, naming both sides, for a model whose tokens have other ids than those of `base`."""
+    own, theirs = load_tokenizer(path, setting).get_vocab(), load_tokenizer(base).get_vocab()
+    for token in sorted(own.keys() | theirs.keys()):
+        if own.get(token) != theirs.get(token):
+            sides = f"{token!r} is token {own.get(token)}, there {theirs.get(token)}"
+            raise ConfigError(f"{setting}={path}: its tokenizer is not that of model.path={base}: {sides}")
+
+
 def check_folder(path: str, setting: str) -> int:
     """Parameters of the model at `path`. Raises ConfigError, naming the setting, for one that is missing or broken."""
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ConfigError(f"{setting}={path}: a LoRA adapter, not a whole model: merge it into the model it is for")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{setting}={path}: no model in this folder (no config.json)")
     load_tokenizer(path, setting)

@@ -3,6 +3,7 @@
 import unicodedata
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from srl.config import ConfigError, PromptsConfig
@@ -92,6 +93,8 @@ def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenize
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{setting}={path}: no tokenizer can be loaded from it: {first_line(error)}") from None
+    except StrictDataclassError as error:  # transformers reads the model's configuration, too
+        raise ConfigError(f"{setting}={path}: config.json: {first_line(error.__cause__ or error)}") from None
     if tokenizer.chat_template is None:
         raise ConfigError(f"{setting}={path}: its tokenizer has no chat template (tokenizer_config.json: chat_template)")
     if tokenizer.eos_token_id is None:

@@ -18,9 +18,10 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from srl.config import Config, ConfigError
 from srl.config.names import look_up
-from srl.learner.model import VALUE_HEAD
+from srl.learner.model import VALUE_HEAD, check_tokens
 from srl.learner.reward_model import RewardModel
 from srl.protocols.action import Judge
+from srl.protocols.chat import model_folder
 from srl.protocols.grammar import only_verdict
 from srl.reward.answer import stated_answer
 from srl.trajectory import Outcome, Trajectory, Verdict
@@ -130,12 +131,13 @@ def make_judges(config: Config, reward_actors: Sequence[ActorHandle]) -> dict[st
 
 
 def check_judge(protocol: str, config: Config) -> None:
-    """Raises ConfigError for a protocol that asks the judge of protocol.judge where that names none."""
+    """Raises ConfigError for a protocol that asks the judge of protocol.judge where that names none, or one of other tokens."""
     if not protocol.startswith("judged"):
         return
     if not config.protocol.judge:
         raise ConfigError(f"protocol {protocol} asks the judge that protocol.judge names, and it names none")
-    named_judge(config)
+    if named_judge(config) is reward_model:
+        check_tokens(config.protocol.judge, model_folder(config.model.path), "protocol.judge")
     if config.protocol.judge == "served" and not config.protocol.judge_url:
         raise ConfigError("protocol.judge=served asks the model behind protocol.judge_url, such as http://host:8000/v1")
 
