@@ -12,12 +12,13 @@ from typing import get_args
 import pytest
 from test_protocol import CHAIN, CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, ScriptedEngine, ids_of, kinds, play
 
-from srl.config import ConfigError, load_config
+from srl.config import ConfigError, PromptsConfig, load_config
 from srl.config.rollout import ProtocolConfig
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import PROTOCOLS, build_protocol
 from srl.rollout.judges import check_judge, gold_judge, in_threads, make_judges, then
 from srl.rollout.loop import Limits, run_trajectories
+from srl.tasks import tokenizer
 from srl.tasks.chains import question
 from srl.tasks.tokenizer import ASSISTANT, END, USER
 from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind, Verdict
@@ -85,6 +86,35 @@ def test_whatever_the_model_says_after_its_answer_the_judges_verdict_stands_ther
     trajectory, _ = play(chat, "gold_chain", f"{SLIP}{own}", f"\n{RIGHT}", judges=GOLD)
     said = "".join(turn.text for turn in trajectory.turns if turn.kind is I)
     assert said == kept and trajectory.stop_reason is StopReason.ROUNDS
+
+
+VERIFY = {". [VERIFY] ", "[VERIFY] ", "correct", "wrong"}  # the pieces that the embedded tokenizer has for it
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kept"),
+    [
+        (VERIFY, "{check}. [VERIFY] wrong"),
+        ({"[VERIFY]", " correct", " wrong"}, "{check}. [VERIFY] wrong"),
+        ({"[VERIFY] correct", "[VERIFY] wrong"}, "{check}. [VERIFY] wrong"),
+        ({"[VERIFY", "] correct", "] wrong"}, "{check}. [VERIFY] wrong"),
+        ({". [VERIFY] correct", "[VERIFY] wrong"}, "{check}\n[VERIFY] wrong"),
+        ({". [VERIFY", "] correct", "[VERIFY] wrong"}, "{check}\n[VERIFY] wrong"),
+    ],
+)
+def test_however_tokens_hold_marker_and_word_the_judges_verdict_is_whole_and_nothing_sampled_is_split(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, pieces: set[str], kept: str
+):
+    monkeypatch.setattr(tokenizer, "PIECES", [*(set(tokenizer.PIECES) - VERIFY), *sorted(pieces)])
+    tokenizer.save_tokenizer(tmp_path)
+    other = Chat(str(tmp_path), PromptsConfig())
+    check = CHECKED_RIGHT.removesuffix(". [VERIFY] correct")
+    trajectory, engine = play(other, "gold_chain", f"{SLIP}\n{CHECKED_RIGHT}", f"\n{RIGHT}", judges=GOLD)
+    asked = engine.prompts[1][len(engine.prompts[0]) :]
+    assert other.decode(asked) == SLIP + "\n" + kept.format(check=check)
+    said = other.encode(next(turn for turn in trajectory.turns if turn.verdict is Verdict.WRONG).text)
+    sampled = asked[: -len(said)]
+    assert sampled == engine.generations[0][: len(sampled)] and asked[-len(said) :] == said
 
 
 def test_told_by_the_user_the_models_message_ends_where_its_answer_does(chat):

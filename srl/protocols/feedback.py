@@ -9,7 +9,7 @@ from collections.abc import Callable
 from srl.config import Config
 from srl.protocols.action import Action, Ask, Generate, Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
-from srl.protocols.grammar import spoken
+from srl.protocols.grammar import awaits_word, spoken
 from srl.protocols.own_verdict import rounds
 from srl.protocols.receive import append_answer, append_check, append_open_answer
 from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
@@ -42,10 +42,12 @@ def told_wrong(trajectory: Trajectory, form: str, config: Config) -> Say:
     if not form:
         return Say(config.prompts.revise, verdict=Verdict.WRONG)
     words, last = spoken(Verdict.WRONG, config.protocol.grammar), trajectory.turns[-1]
-    if last.kind is TurnKind.INSTRUCTION:  # all but the word is there
-        within = " " * (not last.text[-1:].isspace()) + words.split()[-1]
+    check = last.text if last.kind is TurnKind.INSTRUCTION else ""
+    spaced = check[-1:].isspace()
+    if awaits_word(check, config.protocol.grammar):
+        within = " " * (not spaced) + words.split()[-1]
     else:
-        within = config.prompts.joiner + words
+        within = config.prompts.joiner * (not spaced) + words
     return Say("" if form == "_chain" else config.prompts.revise, within, Verdict.WRONG)
 
 

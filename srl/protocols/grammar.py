@@ -23,6 +23,7 @@ SPOKEN = {
     },
 }
 MARKERS = {"verify": re.compile(r"\[VERIFY\]", re.IGNORECASE), "yes_no": re.compile(QUESTION, re.IGNORECASE)}
+OPEN = {name: re.compile(marker.pattern + r"[\s:*$]*\Z", re.IGNORECASE) for name, marker in MARKERS.items()}
 POSITIVE = {"correct", "yes"}
 
 
@@ -57,10 +58,17 @@ def only_verdict(text: str, grammar: str) -> Verdict | None:
     return match and verdict_of(match)
 
 
-def before_word(text: str, grammar: str) -> int:
-    """Where the word of the first verdict begins; 0 without one, or where the verdict stands in a box."""
+def first_verdict(text: str, grammar: str) -> tuple[int, int] | None:
+    """Where the first verdict begins, and where its word does; None without one, or where it stands in a box."""
     match = GRAMMARS[grammar].search(text)
-    return 0 if match is None or "{" in text[match.start() : match.start("word")] else match.start("word")
+    if match is None or "{" in text[match.start() : match.start("word")]:
+        return None
+    return match.start(), match.start("word")
+
+
+def awaits_word(text: str, grammar: str) -> bool:
+    """Whether the text ends with all of a verdict but its word."""
+    return OPEN[grammar].search(text) is not None
 
 
 def cut_chain(text: str, grammar: str) -> list[Segment]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from srl.protocols.action import Action, Sampled, Stop
 from srl.protocols.chat import Chat
-from srl.protocols.grammar import before_word, cut_chain, only_verdict
+from srl.protocols.grammar import awaits_word, cut_chain, first_verdict, only_verdict
 from srl.reward.answer import last_boxed
 from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
 
@@ -101,14 +101,21 @@ def append_check(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: 
 
     The judge's word will follow in place of the model's. Like it this counts as said: it is neither trained nor rewarded.
     """
-    text = chat.decode(sampled.token_ids)
-    if not (end := before_word(text, grammar)):
+    text, ids = chat.decode(sampled.token_ids), sampled.token_ids
+    if (places := first_verdict(text, grammar)) is None:
         return
-    first = chat.tokens_before(sampled.token_ids, cut_chain(text, grammar)[0].end)
-    last = chat.tokens_before(sampled.token_ids, end)
-    last -= len(chat.decode(sampled.token_ids[:last])) > end  # a token with the space before the word and its beginning
-    ids = sampled.token_ids[first:last]
-    trajectory.turns.append(Turn(TurnKind.INSTRUCTION, ids, chat.decode(ids)))
+    answered = chat.tokens_before(ids, cut_chain(text, grammar)[0].end)
+    marker, word = (ids[answered : tokens_within(ids, place, chat)] for place in places)
+    # Where a token holds the word and of the marker its end, or all of it, the judge says the marker, too.
+    said = word if awaits_word(chat.decode(word), grammar) else marker
+    if said:
+        trajectory.turns.append(Turn(TurnKind.INSTRUCTION, said, chat.decode(said)))
+
+
+def tokens_within(ids: list[int], characters: int, chat: Chat) -> int:
+    """The most first tokens whose text has at most that many characters."""
+    count = chat.tokens_before(ids, characters)
+    return count - (len(chat.decode(ids[:count])) > characters)
 
 
 def first_tokens(sampled: Sampled, count: int) -> Sampled:
