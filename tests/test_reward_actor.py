@@ -8,8 +8,9 @@ import pytest
 import ray
 
 from srl.config import RewardConfig
-from srl.reward.actor import create_reward_actors, grade_all
+from srl.reward.actor import create_reward_actors
 from srl.reward.grader import Grader
+from srl.reward.queue import GradeQueue, grade_all
 from srl.reward.rules import share_alarm
 from srl.trajectory import Outcome
 
@@ -96,9 +97,49 @@ def test_results_are_complete_when_an_actor_is_killed_in_the_middle() -> None:
 
 def test_a_late_grade_is_a_timeout_that_says_what_was_waited_for(actors: list[ray.actor.ActorHandle]) -> None:
     start = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"waited 0.5 s \(reward.timeout_s\) for 1 grading calls to 2 reward actors.*'late'"):
+    with pytest.raises(TimeoutError, match=r"waited 0.5 s \(reward.timeout_s\) for 1 grades from 2 reward actors.*'late'"):
         grade_all(actors, [("late", SLOW, "43")], timeout_s=0.5)
     assert time.monotonic() - start < 10
+
+
+def test_what_is_put_is_graded_once_while_the_caller_does_something_else() -> None:
+    [actor] = create_reward_actors(RewardConfig(workers=1, processes=1))
+    queue, requests = GradeQueue([actor]), [(f"t/{index}", str(index % 2), "1") for index in range(100)]
+    queue.put(requests[:60])
+    queue.put(requests[40:])  # twenty of them again
+    deadline = time.monotonic() + 60
+    while len(queue.grades) < 100 and time.monotonic() < deadline:
+        queue.put([])
+        time.sleep(0.01)
+    expected = {f"t/{index}": (Outcome.INCORRECT, Outcome.CORRECT)[index % 2] for index in range(100)}
+    assert queue.take(requests, timeout_s=0.0) == expected
+    counts = ray.get(actor.counts.remote(), timeout=60)
+    assert (counts["correct"], counts["incorrect"]) == (50, 50)
+
+
+def test_an_id_stands_for_one_answer_until_its_grade_is_taken(actors: list[ray.actor.ActorHandle]) -> None:
+    queue = GradeQueue(actors)
+    queue.put([("t/0", "1", "1")])
+    with pytest.raises(ValueError, match="'t/0'"):
+        queue.put([("t/0", "2", "1")])
+    assert queue.take([("t/0", "1", "1")], timeout_s=60) == {"t/0": Outcome.CORRECT}
+    assert queue.take([("t/0", "2", "1")], timeout_s=60) == {"t/0": Outcome.INCORRECT}
+
+
+def test_no_actor_is_handed_all_the_work() -> None:
+    @ray.remote(num_cpus=0)
+    class Silent:
+        def grade(self, requests: list) -> None:
+            time.sleep(600)
+
+    actors = [Silent.remote(), Silent.remote()]
+    queue = GradeQueue(actors)
+    queue.put([(f"t/{index}", "1", "1") for index in range(40)])
+    # Each time a quarter of what waits: 10, then of the 30 left 8, of 22 left 6, of 16 left 4.
+    assert sorted(queue.running.values()) == [0, 0, 1, 1]
+    assert len(queue.waiting) == 12
+    for actor in actors:
+        ray.kill(actor)
 
 
 def test_a_gold_that_does_not_parse_reaches_the_driver(actors: list[ray.actor.ActorHandle]) -> None:

@@ -152,7 +152,7 @@ class Session:
         self.world = world
         scalars = Scalars(folder / "tensorboard")
         self.run = SimpleNamespace(path=folder, file=lambda name: folder / name, record=self._record, scalars=scalars)
-        self.folder, self.stopped = folder, False
+        self.folder, self.stopped, self.begun = folder, False, set()
 
     def _record(self, phase: str, step: int, **values) -> None:
         self.world.tick()
@@ -166,8 +166,12 @@ class Session:
     def stop_engines(self) -> None:
         self.stopped = True
 
+    def begin_grading(self, trajectories: list[Trajectory]) -> None:
+        self.begun.update(trajectory.id for trajectory in trajectories)
+
     def grade(self, trajectories: list[Trajectory]) -> None:
         self.world.tick()
+        assert self.begun.issuperset(trajectory.id for trajectory in trajectories), "graded only when all were sampled"
         for trajectory in trajectories:
             trajectory.turns[0].outcome = Outcome.INCORRECT
 

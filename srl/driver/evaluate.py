@@ -84,6 +84,7 @@ def sample(
         trajectory.seed = cell.seed
     size, block = session.config.evaluate.block * session.config.rollout.workers, []
     for group in session.pool().stream(cell.protocol, ([trajectory] for trajectory in started), cell.temperature):
+        session.begin_grading(group)
         block += group
         progress(len(group))
         if len(block) >= size:

@@ -68,9 +68,11 @@ class Flow:
         return {position: self.sampled.pop(position) for position in chosen}
 
     def _receive(self, groups: list[list[Trajectory]]) -> None:
-        """Keep what was begun in this life."""
-        prefix = self._prefix()
-        self.sampled |= {position_of(group): group for group in groups if group[0].id.startswith(prefix)}
+        """Keep what was begun in this life, and have it graded while the others are sampled."""
+        for group in groups:
+            if group[0].id.startswith(self._prefix()):
+                self.sampled[position_of(group)] = group
+                self.session.begin_grading(group)
 
     def _prefix(self) -> str:
         return f"rl{self.life or ''}/"

@@ -21,8 +21,9 @@ from srl.learner.placement import shared_room
 from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import Chat, model_folder
-from srl.reward.actor import create_reward_actors, grade_all
-from srl.reward.rules import apply_grades, grade_request, share_alarm, state_answers
+from srl.reward.actor import create_reward_actors
+from srl.reward.queue import GradeQueue
+from srl.reward.rules import GradeRequest, apply_grades, grade_request, share_alarm, state_answers
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import Problem, chain_problems, load_problems
 from srl.trajectory import Outcome, Trajectory
@@ -42,6 +43,7 @@ class Session:
         self._pool: RolloutPool | None = None
         self._room: PlacementGroup | None = None
         self._rewards: list | None = None
+        self._grading: GradeQueue | None = None
         self._holds = self.base
         self._told = ""  # phase in which the grader's alarm was said
 
@@ -94,14 +96,27 @@ class Session:
             seed=self.config.run.seed,
         )
 
+    def begin_grading(self, trajectories: list[Trajectory]) -> None:
+        """Have every answer graded while something else is done; `grade` takes the outcomes."""
+        if requests := self._to_grade(trajectories):
+            self.grading().put(requests)
+
     def grade(self, trajectories: list[Trajectory]) -> None:
         """Set the outcome of every answer; says so loudly when the grader could not judge many of them."""
-        if self.config.reward.answers == "stated":
-            state_answers(trajectories)
-        requests = [request for trajectory in trajectories for request in grade_request(trajectory)]
-        grades = grade_all(self.rewards(), requests, self.config.reward.timeout_s) if requests else {}
+        requests = self._to_grade(trajectories)
+        grades = self.grading().take(requests, self.config.reward.timeout_s) if requests else {}
         self.judge_grader(Counter(grades.values()))
         apply_grades(trajectories, grades)
+
+    def grading(self) -> GradeQueue:
+        if self._grading is None:
+            self._grading = GradeQueue(self.rewards())
+        return self._grading
+
+    def _to_grade(self, trajectories: list[Trajectory]) -> list[GradeRequest]:
+        if self.config.reward.answers == "stated":
+            state_answers(trajectories)
+        return [request for trajectory in trajectories for request in grade_request(trajectory)]
 
     def judge_grader(self, grades: Mapping[Outcome, int]) -> None:
         """Say and record, once in a phase, that the grader could not judge many of these answers."""

@@ -17,7 +17,7 @@ from srl.pipelines.samples import Row, sample_row
 from srl.protocols.action import Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import build_protocol
-from srl.reward.actor import grade_all
+from srl.reward.queue import grade_all
 from srl.reward.rules import GradeRequest, state_answers
 from srl.rollout.engine import Completion, Sampling
 from srl.rollout.loop import StepEngine, said, turn_seed

@@ -1,20 +1,16 @@
-"""The Ray actor that grades, and the driver's side of it."""
+"""The Ray actor that grades."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
 
 from srl.config import RewardConfig
 from srl.observe.pulse import start_pulse
 from srl.reward.grader import Grader
 from srl.reward.rules import GradeRequest
 from srl.trajectory import Outcome
-
-LARGEST_CHUNK = 256  # requests per call: what a restarted actor does again
 
 
 @ray.remote
@@ -57,31 +53,3 @@ def create_reward_actors(config: RewardConfig) -> list[ActorHandle]:
     """Start `config.workers` actors that Ray restarts, and whose calls it repeats, without limit: grading has no state."""
     options = {"num_cpus": config.cpus, "label_selector": config.nodes, "max_restarts": -1, "max_task_retries": -1}
     return [RewardActor.options(**options).remote(index, config) for index in range(config.workers)]
-
-
-def grade_all(actors: Sequence[ActorHandle], requests: Sequence[GradeRequest], timeout_s: float) -> dict[str, Outcome]:
-    """Outcome by request id, from all actors together.
-
-    Waits `timeout_s` seconds at most, then raises TimeoutError. Raises ValueError for an id that occurs twice or a gold
-    that does not parse.
-    """
-    repeated = [request_id for request_id, count in Counter(request[0] for request in requests).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{len(repeated)} grading ids occur more than once, first {repeated[0]!r}")
-    size = min(LARGEST_CHUNK, max(1, math.ceil(len(requests) / (4 * len(actors)))))
-    chunks = [requests[start : start + size] for start in range(0, len(requests), size)]
-    calls = [actors[index % len(actors)].grade.remote(chunk) for index, chunk in enumerate(chunks)]
-    try:
-        replies = ray.get(calls, timeout=timeout_s)
-    except GetTimeoutError:
-        _, waiting = ray.wait(calls, num_returns=len(calls), timeout=0)
-        first = next(chunk for chunk, call in zip(chunks, calls, strict=True) if call in waiting)
-        raise TimeoutError(
-            f"waited {timeout_s:g} s (reward.timeout_s) for {len(calls)} grading calls to {len(actors)} reward actors, "
-            f"{len(waiting)} without reply; the first of them starts with {first[0][0]!r}"
-        ) from None
-    grades = {request_id: outcome for reply in replies for request_id, outcome in reply.items()}
-    missing = [request[0] for request in requests if request[0] not in grades]
-    if missing:
-        raise RuntimeError(f"{len(missing)} of {len(requests)} grades did not come back, first {missing[0]!r}")
-    return grades
