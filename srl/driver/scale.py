@@ -40,18 +40,20 @@ class Machine:
     decode_share: float
     step_overhead_s: float
     sequence_overhead_s: float
-    sync_bandwidth: float
+    store_bandwidth: float
+    link_bandwidth: float
     per_node: int
 
 
 # Peaks from the vendors' data sheets. Shares: training 0.25 of peak (a published trainer reaches 28 % with Qwen3-4B at 16 k
 # tokens on 8 H200, 15 % in RL), decoding 0.55 of the bandwidth (a published 512 x 8 k tokens of a 7B model on one H100 take 11
-# minutes). None of the GPU rows was measured here. "cpu" is one run of configs/tiny.yaml on two free cores.
+# minutes), broadcast 30 GB/s on H100s (of a published 7B run, all collectives of a sync together take about 0.5 s). None of the
+# GPU rows was measured here. "cpu" is one run of configs/tiny.yaml on two free cores.
 MACHINES = {
-    "a100": Machine("a100", 80, 312e12, 2.0e12, 0.25, 0.55, 6e-3, 15e-6, 2e9, 8),
-    "h100": Machine("h100", 80, 989e12, 3.35e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 8),
-    "h200": Machine("h200", 141, 989e12, 4.8e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 8),
-    "cpu": Machine("cpu", 12, 0.4e12, 20e9, 0.47, 0.5, 5e-3, 0.085e-3, 0.1e9, 1),
+    "a100": Machine("a100", 80, 312e12, 2.0e12, 0.25, 0.55, 6e-3, 15e-6, 2e9, 15e9, 8),
+    "h100": Machine("h100", 80, 989e12, 3.35e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 30e9, 8),
+    "h200": Machine("h200", 141, 989e12, 4.8e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 30e9, 8),
+    "cpu": Machine("cpu", 12, 0.4e12, 20e9, 0.47, 0.5, 5e-3, 0.085e-3, 0.1e9, 0.1e9, 1),
 }
 # Per grading process: verifications of real model outputs; whole numbers that mostly repeat.
 GRADES_PER_S = {"file": 220, "chains": 50_000}
@@ -71,7 +73,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A placement and what a step takes with it, in seconds; synchronous, so the parts add up."""
+    """A placement and what a step takes with it, in seconds; synchronous, so the parts add up.
+
+    Groups are graded while others are sampled: `reward_s` is what grading takes longer than sampling.
+    """
 
     learners: int
     engines: int
@@ -196,6 +201,16 @@ def learner_s(shape: Shape, machine: Machine, work: Work, ranks: int) -> float:
     return work.passes * per_token * work.trajectories * length / (ranks * machine.flops * machine.train_share)
 
 
+def sync_s(transfer: str, machine: Machine, weights: float) -> float:
+    """Seconds until all engines hold new weights of so many bytes."""
+    if transfer == "store":  # gathered by one rank and put once; each engine pulls its own copy, all at the same time
+        return 2 * weights / machine.store_bandwidth
+    if transfer == "broadcast":  # all engines receive at once, and the next bucket is gathered meanwhile
+        return weights / machine.link_bandwidth
+    # Gathered by every rank over the links, then read and written once in the memory that both share.
+    return weights / machine.link_bandwidth + 2 * weights / (machine.bandwidth * machine.decode_share)
+
+
 def plan_placement(config: Config, shape: Shape, machine: Machine, work: Work, devices: int, at_once: int) -> Plan | None:
     """The fastest split of `devices` into learner ranks and engines whose memory fits; None when none does."""
     if config.rollout.colocate:
@@ -238,11 +253,9 @@ def evaluate_split(
         engines,
         tensor_parallel,
         sampling,
-        work.trajectories * 2 / (config.reward.workers * GRADES_PER_S[config.task.name]),
+        max(0.0, work.trajectories * 2 / (config.reward.workers * GRADES_PER_S[config.task.name]) - sampling),
         learner_s(shape, machine, work, learners),
-        # Through the object store: gathered by one rank and put once, each engine pulls its own copy, all at the same time. `ipc`
-        # and `broadcast` move the same bytes over faster links, and were never timed on any.
-        2 * weights / machine.sync_bandwidth,
+        sync_s(config.transfer, machine, weights),
         held,
         learner_gib,
         (weights / tensor_parallel + held * length * cache_bytes_per_token(config, shape) / tensor_parallel) / 2**30,
