@@ -62,6 +62,8 @@ class Answering:
             trajectory.stop_reason = chain_end(trajectory).reason
             yield [trajectory]
 
+    def begin_grading(self, trajectories: list[Trajectory]) -> None: ...
+
     def grade(self, trajectories: list[Trajectory]) -> None:
         for turn, gold in ((turn, item.gold) for item in trajectories for turn in item.answers()):
             turn.outcome = Outcome.NO_ANSWER if turn.answer is None else Outcome.INCORRECT
