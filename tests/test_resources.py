@@ -1,3 +1,7 @@
+import time
+
+import ray
+
 from srl.config import Config, load_config
 from srl.driver import session
 from srl.driver.resources import Node, alive_nodes, shortage
@@ -73,3 +77,28 @@ def test_without_an_address_a_run_starts_a_ray_of_its_own(monkeypatch):
     session.connect(config())
     assert [options["address"] for options in asked] == ["local", "10.0.0.1:6379", "10.0.0.2:6379"]
     assert ["num_cpus" in options for options in asked] == [True, False, False]
+
+
+def test_rays_head_forgets_old_calls_of_actors(monkeypatch):
+    class Echo:
+        def call(self) -> None: ...
+
+        def last(self) -> None: ...
+
+    for name in ("RAY_ADDRESS", "RAY_task_events_max_num_task_in_gcs"):
+        monkeypatch.setenv(name, "")  # what is set below is undone afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(session, "CALLS_KEPT", 100)
+    session.connect(config())
+    try:
+        echo = ray.remote(Echo).options(num_cpus=0).remote()
+        ray.get([echo.call.remote() for _ in range(300)])
+        ray.get(echo.last.remote())
+        deadline, events = time.monotonic() + 60, []  # they are reported once a second
+        while not any(event["name"] == "last" for event in events):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+            events = ray.timeline()
+        assert len({event["args"]["task_id"] for event in events if "task_id" in event["args"]}) <= 100
+    finally:
+        ray.shutdown()

@@ -31,6 +31,7 @@ from srl.weights.bucket import folder_tensors
 from srl.weights.bundle import put_bundle
 
 ANSWER_S = 10.0  # longest wait for a cluster's head to take a connection
+CALLS_KEPT = 10_000  # of actors, which Ray's tools can list: at 3 KiB each its own 100,000 fill 330 MB in the course of a run
 
 
 class Session:
@@ -159,6 +160,7 @@ def connect(config: Config) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", str(CALLS_KEPT))
     if config.run.dashboard_port:
         options |= {"dashboard_port": config.run.dashboard_port}
     # Without `local` it would try to join whatever cluster `ray start` has left on this machine.
