@@ -3,6 +3,7 @@
 Written against what vLLM 0.27 to 0.32 share.
 """
 
+import ctypes
 import os
 import tempfile
 import time
@@ -128,7 +129,7 @@ def bucket_transfer() -> type:
 
 
 def prepare_environment(on_gpu: bool) -> None:
-    """Must run before vLLM is imported.
+    """Must run before vLLM is imported. Raises ImportError where a library of the system is missing.
 
     On CPU the engine shares the actor's process: with few cores a second process costs more than it brings.
     """
@@ -136,6 +137,12 @@ def prepare_environment(on_gpu: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if not on_gpu:
+        try:
+            ctypes.CDLL("libnuma.so.1")
+        except OSError as error:
+            # vLLM would go on without its compiled part, and end on an operator that is missing.
+            raise ImportError(f"vLLM on CPU needs libnuma (Debian's package libnuma1): {error}") from None
 
 
 class Engine:
