@@ -1,9 +1,10 @@
 """Weights from learner to rollout: python -m benchmarks.weight_sync [--layers N] [--receivers 1 2 4] [--rounds N]
 
-A model of random bfloat16 weights in the shape of Qwen2.5-0.5B goes from this process through Ray's object store into other
-processes that hold the same tensors, as it goes to engines: buckets, checksums, shared memory, one call each. Beside it, on
-the same actors and alternating with it: the same tensors with one call per parameter, as many trainers do it. What an engine
-does with its copy is not measured. Prints JSON: seconds, bytes per second over those of a plain copy here, ratios.
+A model of random bfloat16 weights in the shape of Qwen2.5-0.5B goes from one process into others that hold the same tensors, as
+it goes to engines, by each of the three ways: as buckets through Ray's object store, or straight from the sender by `broadcast`
+(gloo) and `ipc` (a file that both map). Beside them, on the same actors and alternating with them: the same tensors
+with one call per parameter, as many trainers do it. What an engine does with its copy is not measured. Prints JSON: seconds,
+bytes per second over those of a plain copy here, ratios.
 """
 
 import argparse
@@ -16,11 +17,15 @@ from statistics import median
 
 import ray
 import torch
+from ray.actor import ActorHandle
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.bucket import fill_buckets, unpack
-from srl.weights.bundle import Bundle, receive, send
+from srl.weights.bundle import Bundle, Lazy, receive, send
+from srl.weights.stream import Link, Outgoing, Part, Stream, hand_over, receive_part
 
+CPU = torch.device("cpu")
 MIB = 2**20
 WAIT_S = 300
 
@@ -31,6 +36,7 @@ class Receiver:
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
         torch.set_num_threads(1)
         self.weights = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+        self.group: BroadcastGroup | None = None
 
     def load(self, bundle: Bundle) -> tuple[float, float]:
         """Seconds of the two parts of the way, as a rollout worker tells them."""
@@ -42,11 +48,69 @@ class Receiver:
                 self.weights[name].copy_(tensor)
         return here - started, time.monotonic() - here
 
+    def load_part(self, part: dict[str, dict] | Link) -> None:
+        if isinstance(part, Link):
+            self.group = BroadcastGroup(part.first_rank, part.size, CPU, part.timeout_s, part.address)
+            return
+        named, _ = receive_part(part, CPU, self.group)
+        for name, tensor in named:
+            self.weights[name].copy_(tensor)
+
     def load_one(self, name: str, content: torch.Tensor) -> None:
         self.weights[name].copy_(content)
 
-    def get(self, name: str) -> torch.Tensor:
-        return self.weights[name]
+    def take(self, name: str) -> torch.Tensor:
+        """A copy of that tensor, which is zero from now on."""
+        content = self.weights[name].clone()
+        self.weights[name].zero_()
+        return content
+
+
+class Sender:
+    """Hands over what it holds, as a learner's only rank does."""
+
+    def __init__(self, layers: int, bucket_mib: int):
+        torch.set_num_threads(1)
+        self.weights, self.bucket_mib = named_weights(layers), bucket_mib
+        self.group: BroadcastGroup | None = None
+
+    def open_link(self) -> tuple[str, int]:
+        self.store, address = open_store(ray.util.get_node_ip_address(), WAIT_S)
+        return address
+
+    def join_link(self, size: int) -> None:
+        self.group = BroadcastGroup(0, size, CPU, WAIT_S, self.store)
+
+    def begin(self, broadcast: bool) -> None:
+        self.outgoing = Outgoing(1, learner_buckets(self.weights, self.bucket_mib), CPU, sends=True, broadcast=broadcast)
+
+    def stage(self) -> Part | None:
+        return self.outgoing.stage(self.group)
+
+    def finish(self) -> None:
+        self.outgoing.finish(self.group)
+
+
+class OneRank:
+    """The sender as `hand_over` wants it. An error ends the benchmark, so nothing is broken off or sent again."""
+
+    def __init__(self, sender: ActorHandle):
+        self.sender, self.linked = sender, frozenset()
+
+    def open_link(self) -> tuple[str, int]:
+        return ray.get(self.sender.open_link.remote(), timeout=WAIT_S)
+
+    def join_link(self, size: int) -> ray.ObjectRef:
+        return self.sender.join_link.remote(size)
+
+    def stage(self) -> list[ray.ObjectRef]:
+        return [self.sender.stage.remote()]
+
+    def staged(self, references: list[ray.ObjectRef]) -> list[Part | None]:
+        return ray.get(references, timeout=WAIT_S)
+
+    def finish(self) -> None:
+        ray.get(self.sender.finish.remote(), timeout=WAIT_S)
 
 
 def named_weights(layers: int) -> list[tuple[str, torch.Tensor]]:
@@ -57,21 +121,22 @@ def named_weights(layers: int) -> list[tuple[str, torch.Tensor]]:
     )  # fmt: skip
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
-    # Noise that repeats is as good here, and much faster to make.
-    noise = torch.randn(2**20).bfloat16()
+    # Noise that repeats is as good here, and much faster to make; the same in every process.
+    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
     return [
         (name, noise.repeat(parameter.numel() // noise.numel() + 1)[: parameter.numel()].view(parameter.shape).clone())
         for name, parameter in model.named_parameters()
     ]
 
 
-def bundle_of(version: int, weights: list[tuple[str, torch.Tensor]], bucket_mib: int) -> Bundle:
-    def buckets() -> Iterator[tuple[list, ExitStack]]:
-        for bucket in fill_buckets(weights, bucket_mib * MIB):
-            # Names of a learner's module begin with `model.` once more than the model's own.
-            yield [(f"model.{name}", lambda tensor=tensor: tensor) for name, tensor in bucket], ExitStack()
+def learner_buckets(weights: list[tuple[str, torch.Tensor]], bucket_mib: int) -> Iterator[tuple[Lazy, ExitStack]]:
+    for bucket in fill_buckets(weights, bucket_mib * MIB):
+        # Names of a learner's module begin with `model.` once more than the model's own.
+        yield [(f"model.{name}", lambda tensor=tensor: tensor) for name, tensor in bucket], ExitStack()
 
-    return send(version, buckets(), sender=True)
+
+def bundle_of(version: int, weights: list[tuple[str, torch.Tensor]], bucket_mib: int) -> Bundle:
+    return send(version, learner_buckets(weights, bucket_mib), sender=True)
 
 
 def in_buckets(weights: list, receivers: list, bucket_mib: int) -> dict[str, float]:
@@ -82,6 +147,17 @@ def in_buckets(weights: list, receivers: list, bucket_mib: int) -> dict[str, flo
     parts = ray.get([receiver.load.remote(bundle) for receiver in receivers], timeout=WAIT_S)
     transfer, load = map(max, zip(*parts, strict=True))
     return {"all": time.monotonic() - started, "send": sent - started, "transfer": transfer, "load": load}
+
+
+def straight(source: OneRank, receivers: list, way: str) -> dict[str, float]:
+    """Seconds altogether, and of the sender's copying and digests."""
+    stream = Stream(1, source, broadcast=way == "broadcast")
+    started = time.monotonic()
+    ray.get(source.sender.begin.remote(stream.broadcast), timeout=WAIT_S)
+    lost = hand_over(stream, {str(index): receiver for index, receiver in enumerate(receivers)}, 1, WAIT_S)
+    if lost:
+        raise RuntimeError(f"weights by {way}: {lost}")
+    return {"all": time.monotonic() - started, "pack": stream.seconds["pack"]}
 
 
 def one_by_one(weights: list, receivers: list) -> float:
@@ -118,29 +194,42 @@ def main() -> None:
     ray.init(address="local", num_cpus=8, object_store_memory=2 * size + 256 * MIB, log_to_driver=False, include_dashboard=False)
     result = {"parameters": len(weights), "bytes": size, "copy_bytes_per_s": copy_speed(), "receivers": {}}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights}
+    sender = ray.remote(Sender).options(num_cpus=0.5).remote(options.layers, options.bucket_mib)
     for count in options.receivers:
         receivers = [ray.remote(Receiver).options(num_cpus=0.5).remote(shapes) for _ in range(count)]
-        result["receivers"][count] = compared(weights, receivers, options, result["copy_bytes_per_s"])
+        result["receivers"][count] = compared(weights, sender, receivers, options, result["copy_bytes_per_s"])
         for receiver in receivers:
             ray.kill(receiver)
     print(json.dumps(result, indent=1), flush=True)
     ray.shutdown()
 
 
-def compared(weights: list, receivers: list, options: argparse.Namespace, copy_bytes_per_s: float) -> dict[str, float]:
-    in_buckets(weights, receivers, options.bucket_mib)  # warms up, and must arrive
-    name, expected = weights[len(weights) // 2]
-    assert all(torch.equal(ray.get(receiver.get.remote(name), timeout=WAIT_S), expected) for receiver in receivers)
-    rounds = [(in_buckets(weights, receivers, options.bucket_mib), one_by_one(weights, receivers)) for _ in range(options.rounds)]
-    bucketed = {part: median(seconds[part] for seconds, _ in rounds) for part in rounds[0][0]}
-    single = median(seconds for _, seconds in rounds)
-    size = sum(tensor.nbytes for _, tensor in weights)
-    return {
-        "seconds": bucketed,
-        "bytes_per_s_over_copy": size / bucketed["all"] / copy_bytes_per_s,
-        "one_call_per_parameter_s": single,
-        "one_call_per_parameter_over_buckets": median(single / seconds["all"] for seconds, single in rounds),
+def compared(
+    weights: list, sender: ActorHandle, receivers: list, options: argparse.Namespace, copy_bytes_per_s: float
+) -> dict[str, dict]:
+    """By way of transfer, medians of rounds in which the ways take turns."""
+    source = OneRank(sender)
+    ways = {
+        "store": lambda: in_buckets(weights, receivers, options.bucket_mib),
+        "broadcast": lambda: straight(source, receivers, "broadcast"),
+        "ipc": lambda: straight(source, receivers, "ipc"),
+        "one_call_per_parameter": lambda: {"all": one_by_one(weights, receivers)},
     }
+    for way in ways:
+        ways[way]()  # warms up, and must arrive
+        name, expected = weights[len(weights) // 2]
+        assert all(torch.equal(ray.get(receiver.take.remote(name), timeout=WAIT_S), expected) for receiver in receivers), way
+    rounds = [{way: run() for way, run in ways.items()} for _ in range(options.rounds)]
+    size = sum(tensor.nbytes for _, tensor in weights)
+    result = {}
+    for way in ways:
+        seconds = {part: median(each[way][part] for each in rounds) for part in rounds[0][way]}
+        result[way] = {
+            "seconds": seconds,
+            "bytes_per_s_over_copy": size / seconds["all"] / copy_bytes_per_s,
+            "one_call_per_parameter_over_it": median(each["one_call_per_parameter"]["all"] / each[way]["all"] for each in rounds),
+        }
+    return result
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from srl.config import ConfigError
 from srl.rollout.engine import prepare_environment
 
 ROOT = Path(__file__).parents[1]
@@ -40,12 +41,17 @@ def test_the_user_of_the_image_is_the_one_of_the_pods():
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == [str(user)] * 2
 
 
-def test_a_cpu_machine_without_libnuma_is_told_its_name(monkeypatch: pytest.MonkeyPatch):
+def test_a_cpu_machine_without_libnuma_or_a_compiler_is_told_so_and_a_gpu_machine_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(ImportError, match=r"libnuma1\): libnuma\.so\.1: cannot open"):
-        prepare_environment(on_gpu=False)
+    monkeypatch.setattr(os, "environ", {"PATH": "/nowhere"})
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", missing)
+        with pytest.raises(ConfigError, match=r"libnuma1\): libnuma\.so\.1: cannot open"):
+            prepare_environment(on_gpu=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", lambda name: None)
+        with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler \(.*\): no g\+\+"):
+            prepare_environment(on_gpu=False)
     prepare_environment(on_gpu=True)

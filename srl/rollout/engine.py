@@ -5,6 +5,7 @@ Written against what vLLM 0.27 to 0.32 share.
 
 import ctypes
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from srl.config import ModelConfig, RolloutConfig
+from srl.config import ConfigError, ModelConfig, RolloutConfig
 from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Bucket, Named, as_files, unpack
 from srl.weights.feed import Feed
@@ -129,7 +130,7 @@ def bucket_transfer() -> type:
 
 
 def prepare_environment(on_gpu: bool) -> None:
-    """Must run before vLLM is imported. Raises ImportError where a library of the system is missing.
+    """Must run before vLLM is imported. Raises ConfigError where the system lacks something.
 
     On CPU the engine shares the actor's process: with few cores a second process costs more than it brings.
     """
@@ -138,11 +139,18 @@ def prepare_environment(on_gpu: bool) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if not on_gpu:
-        try:
-            ctypes.CDLL("libnuma.so.1")
-        except OSError as error:
-            # vLLM would go on without its compiled part, and end on an operator that is missing.
-            raise ImportError(f"vLLM on CPU needs libnuma (Debian's package libnuma1): {error}") from None
+        check_machine()
+
+
+def check_machine() -> None:
+    """Raises ConfigError for what vLLM's CPU build needs beside its package and does not name when it fails."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise ConfigError(f"vLLM on CPU needs libnuma (Debian's package libnuma1): {error}") from None
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(f"vLLM on CPU compiles a part of itself and needs a C++ compiler (Debian's package g++): no {compiler}")
 
 
 class Engine:

@@ -45,8 +45,13 @@ def digest(flat: torch.Tensor) -> str:
     """
     words = flat.view(torch.int64)
     factors = torch.arange(1, min(CHUNK, words.numel()) + 1, device=flat.device) * STEP | 1
-    sums = [(chunk * factors[: chunk.numel()]).sum() for chunk in words.split(CHUNK)]
+    sums = [product_sum(chunk, factors[: chunk.numel()]) for chunk in words.split(CHUNK)]
     total = 0
     for value in torch.stack(sums).tolist() if sums else ():
         total = (total * STEP + value) & MASK
     return f"{total:016x}"
+
+
+def product_sum(words: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Modulo 2^64. GPUs have no `dot` of integers; CPUs have one that writes no products, several times as fast."""
+    return (words * factors).sum() if words.is_cuda else torch.dot(words, factors)

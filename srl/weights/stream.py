@@ -170,8 +170,10 @@ def receive_part(
         flat = torch.empty(part.size, dtype=torch.uint8, device=device)
         group.wait(group.begin(flat), f"part {part.index} of weights {part.version}")
     else:
-        # A copy: the learner writes the part after the next one where this one was.
-        flat = open_lent(part.handle, device).clone()
+        flat = open_lent(part.handle, device)
+        if device.type == "cuda":
+            # A copy: the learner writes the part after the next one where this one was. A file is written once.
+            flat = flat.clone()
     if (found := digest(flat)) != part.digest:
         raise ValueError(f"weights version {part.version}, part {part.index}: checksum {found} instead of {part.digest}")
     return cut(flat, part.entries), time.monotonic() - started
