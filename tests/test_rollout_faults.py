@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from ray import cloudpickle
 from srl.config import load_config
 from srl.driver.session import connect
 from srl.protocols.chat import Chat, model_folder
+from srl.rollout import fleet
 from srl.rollout.engine import Completion
 from srl.rollout.fleet import Clock, State
 from srl.rollout.pool import PoolFull, RolloutPool
@@ -211,15 +213,21 @@ def test_the_clock_of_all_deadlines_stands_still_while_the_driver_is_elsewhere(m
 
 
 @pytest.mark.long
-def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, openings):
-    hangs = pool.metrics()["hangs"]
+def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, openings, monkeypatch):
+    def kill_late(worker, no_restart: bool) -> None:
+        threading.Timer(2.0, kill, (worker,), {"no_restart": no_restart}).start()  # as on a busy machine
+
+    kill, hangs = ray.kill, pool.metrics()["hangs"]
+    monkeypatch.setattr(fleet.ray, "kill", kill_late)
     pool.submit("attempt", [[Trajectory("endless", "p", "", "", openings[0][1])]], 1.0)
     (((endless,),),) = [all_completed(pool)]
-    assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
     pool.config.rollout.retries = pool.backlog.retries = 5
     while any(slot.state is not State.UP for slot in pool.fleet.slots):
         assert pool.completed(0) == []
         time.sleep(0.1)
+    # What still answers before it is killed is not taken for the next worker, and given up once more.
+    assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
+    monkeypatch.undo()
     frozen = pool.fleet.slots[0]
     victim = ray.get(frozen.worker.__ray_call__.remote(lambda worker: os.getpid()), timeout=60)
     pool.submit("attempt", groups(openings, "frozen", 90), 1.0)

@@ -76,7 +76,8 @@ class Slot:
     counts: dict[str, int] = field(default_factory=dict)  # of its engine since it came up
     asked: float = 0.0  # when it was last asked whether it is up
     load_seconds: dict[str, float] = field(default_factory=dict)  # of the last weights
-    life: str = ""  # what the worker that waits calls itself; another one after each restart
+    life: str = ""  # what the worker calls itself; another one after each restart
+    given_up: str = ""  # the life that was to be killed last: until it is, it still answers
 
     def call(self, name: str, *arguments) -> None:
         self.calls[getattr(self.worker, name).remote(*arguments)] = name, self.clock.now()
@@ -122,7 +123,7 @@ class Fleet:
         rollout = config.rollout
         self.slots = [Slot(index, self._actor(index), self.clock) for index in range(rollout.workers)]
         try:
-            ray.get([slot.worker.ready.remote() for slot in self.slots], timeout=rollout.start_timeout_s)
+            lives = ray.get([slot.worker.ready.remote() for slot in self.slots], timeout=rollout.start_timeout_s)
         except GetTimeoutError:
             self.close()
             raise ConfigError(
@@ -133,7 +134,8 @@ class Fleet:
         except RayActorError as error:
             self.close()
             raise ConfigError(f"a rollout worker could not start: {last_line(error)}") from None
-        for slot in self.slots:
+        for slot, life in zip(self.slots, lives, strict=True):
+            slot.life = life
             slot.enter(State.UP)
 
     def _actor(self, index: int) -> ActorHandle:
@@ -250,6 +252,9 @@ class Fleet:
             yield from self._kill(slot, "hangs" if hangs else "deaths", last_line(error))
         else:
             if name == "ready":
+                if result == slot.given_up:
+                    return  # asked again below
+                slot.life = result
                 self._load(slot) if self.weights else slot.enter(State.UP)
             elif name == "begin_weights":
                 slot.life = result
@@ -315,6 +320,7 @@ class Fleet:
 
     def _kill(self, slot: Slot, kind: str, why: str) -> Iterator[Event]:
         ray.kill(slot.worker, no_restart=False)
+        slot.given_up = slot.life
         yield from self._down(slot, kind, why)
 
     def _down(self, slot: Slot, kind: str, why: str) -> Iterator[Event]:

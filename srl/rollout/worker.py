@@ -52,9 +52,9 @@ class RolloutWorker:
     def __repr__(self) -> str:
         return f"RolloutWorker({self.index})"
 
-    def ready(self) -> int:
-        """Weight version. Answers once the engine is up."""
-        return self.thread.loop.engine.version
+    def ready(self) -> str:
+        """The name of this life of the worker. Answers once the engine is up."""
+        return self.life
 
     def add(self, jobs: list[Job], weight_version: int) -> None:
         """Begin these jobs with the weights of exactly that version; `collect` returns them. Raises StaleWeights."""
@@ -112,8 +112,8 @@ class RolloutWorker:
         return {"running": len(loop.running), "waiting": len(loop.waiting), "weight_version": loop.engine.version}
 
     def _check_version(self, weight_version: int) -> None:
-        if weight_version != self.ready():
-            raise StaleWeights(f"{self!r} has weights {self.ready()}, asked for {weight_version}")
+        if weight_version != (held := self.thread.loop.engine.version):
+            raise StaleWeights(f"{self!r} has weights {held}, asked for {weight_version}")
 
 
 def configured_engine(config: Config, chat: Chat) -> StepEngine:
