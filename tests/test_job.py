@@ -206,7 +206,8 @@ def test_status_shows_the_run_and_writes_rays_timeline(cluster: Cluster):
     file = cluster.folder / "timeline.json"
     shown = cluster.srl("status", f"run.ray_address=127.0.0.1:{cluster.gcs_port}", "--timeline", str(file))
     assert shown.returncode == 0, shown.stderr
-    assert "not running; ended" in shown.stdout and "in phase rl" in shown.stdout and "latest: rl" in shown.stdout
+    assert "finished what was asked for" in shown.stdout and re.search(r"^done: .*rl \d", shown.stdout, re.MULTILINE)
+    assert "latest: rl" in shown.stdout
     assert re.search(r"^rollout 0 .*sampled_tokens=\d", shown.stdout, re.MULTILINE)
     assert any("Learner" in event["cat"] for event in json.loads(file.read_text()))
 
