@@ -139,7 +139,7 @@ def test_a_wrong_token_submits_nothing(cluster: Cluster):
 
 
 def test_a_job_that_asks_for_too_much_ends_with_both_numbers(cluster: Cluster):
-    cluster.submit("large", "run", "name=large", "rollout.workers=20", "learner.nodes.srl-role=learner")
+    cluster.submit("large", "run", "name=large", "rollout.workers=20", "learner.nodes.srl-role=learner", "run.nodes_wait_s=2")
     wait_for(lambda: cluster.status("large") == "FAILED", "the refusal")
     lines = [line for line in cluster.logs("large").splitlines() if line.startswith("srl: ")]
     assert len(lines) == 1 and re.search(r"(rollout|learner).workers=\d+ asked, \d+ of them fit", lines[0])

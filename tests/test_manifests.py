@@ -182,6 +182,7 @@ def test_the_entrypoint_loads_and_its_actors_fit_the_groups_they_name(name: str)
     item = document(f"overlays/{name}", "RayJob")
     config, room = entrypoint(item), capacity(item)
     assert config.run.directory == "/runs"
+    assert config.run.nodes_wait_s < item["spec"]["preRunningDeadlineSeconds"], "the operator gives up before the run does"
     for part in (config.learner, config.rollout, config.reward):
         place = room[part.nodes["srl-role"]]
         assert part.workers * part.cpus <= place["cpus"]

@@ -1,8 +1,9 @@
 import time
 
+import pytest
 import ray
 
-from srl.config import Config, load_config
+from srl.config import Config, ConfigError, load_config
 from srl.driver import session
 from srl.driver.resources import Node, alive_nodes, shortage
 
@@ -70,7 +71,7 @@ def test_without_an_address_a_run_starts_a_ray_of_its_own(monkeypatch):
     asked = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(session.ray, "init", lambda **options: asked.append(options))
-    monkeypatch.setattr(session, "check_cluster", lambda config: None)
+    monkeypatch.setattr(session, "check_cluster", lambda config, wait_s: None)
     session.connect(config())
     session.connect(config("run.ray_address=10.0.0.1:6379"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
@@ -102,3 +103,23 @@ def test_rays_head_forgets_old_calls_of_actors(monkeypatch):
         assert len({event["args"]["task_id"] for event in events if "task_id" in event["args"]}) <= 100
     finally:
         ray.shutdown()
+
+
+def test_a_job_that_starts_before_its_nodes_have_joined_waits_for_them(monkeypatch, capsys):
+    def node(name: str, cpus: float) -> dict:
+        return {"NodeManagerAddress": name, "Resources": {"CPU": cpus}, "Labels": {}, "Alive": True}
+
+    tables = iter([[node("head", 0.0)], [node("head", 0.0)], [node("head", 0.0), node("worker", 8.0)]])
+    monkeypatch.setattr(session.ray, "nodes", lambda: next(tables))
+    monkeypatch.setattr(session, "NODES_LOOK_S", 0)
+    session.check_cluster(config(), 60)
+    assert next(tables, None) is None, "it began before the last node had joined"
+    said = capsys.readouterr().out
+    assert said.count("waiting for nodes, 60 s at most: ") == 1 and "head 0 CPUs 0 GPUs" in said
+
+
+def test_nodes_that_do_not_come_end_the_job_with_what_is_there(monkeypatch):
+    monkeypatch.setattr(session.ray, "nodes", lambda: [])
+    monkeypatch.setattr(session, "NODES_LOOK_S", 0)
+    with pytest.raises(ConfigError, match=r"learner.workers=1 asked, 0 of them fit.*waited run.nodes_wait_s=0.01 for more"):
+        session.check_cluster(config(), 0.01)

@@ -17,6 +17,9 @@ class RunConfig(Section):
     seed: int = Field(0, description="Seed of sampling, shuffling and problem order.")
     fresh: bool = Field(False, description="Delete what an earlier run of this name left. Also spelled `fresh=true`.")
     ray_address: str = Field("", description="Cluster to join; empty joins the one this process is in, else starts a local one.")
+    nodes_wait_s: float = Field(
+        600, ge=0, description="Longest wait for a joined cluster's nodes, until they have room for all actors; seconds."
+    )
     local_cpus: int = Field(8, ge=4, description="Logical CPUs of a local Ray; more than cores is fine, they only count actors.")
     dashboard_port: int = Field(0, ge=0, lt=65536, description="Port of a local Ray's dashboard; 0 starts none.")
     object_store_mib: int = Field(512, ge=80, description="Object store of a local Ray, MiB.")

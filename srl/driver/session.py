@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from srl.weights.bundle import put_bundle
 
 ANSWER_S = 10.0  # longest wait for a cluster's head to take a connection
 CALLS_KEPT = 10_000  # of actors, which Ray's tools can list: at 3 KiB each its own 100,000 fill 330 MB in the course of a run
+NODES_LOOK_S = 1.0  # between two looks at the nodes that have joined
 
 
 class Session:
@@ -156,7 +158,7 @@ def connect(config: Config) -> None:
                 ray.init(address=address, **options)
         except ConnectionError as error:
             raise ConfigError(f"{setting}={address}: no Ray cluster answers there ({error})") from None
-        check_cluster(config)
+        check_cluster(config, config.run.nodes_wait_s)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -172,7 +174,7 @@ def connect(config: Config) -> None:
             include_dashboard=bool(config.run.dashboard_port),
             **options,
         )
-    check_cluster(config)
+    check_cluster(config, 0)
 
 
 @contextmanager
@@ -235,10 +237,19 @@ def check_port(config: Config) -> None:
             raise ConfigError(f"run.dashboard_port={port}: the port is taken") from None
 
 
-def check_cluster(config: Config) -> None:
-    """Raises ConfigError when the cluster can never hold all actors at once; asked and present side by side."""
-    if lack := shortage(config, alive_nodes(ray.nodes())):
-        raise ConfigError(lack)
+def check_cluster(config: Config, wait_s: float) -> None:
+    """Raises ConfigError when the cluster cannot hold all actors at once, asked and present side by side.
+
+    A job may begin before the cluster's nodes have joined: KubeRay submits it as soon as the head answers. They are waited for.
+    """
+    begun, told = time.monotonic(), False
+    while lack := shortage(config, alive_nodes(ray.nodes())):
+        if time.monotonic() - begun >= wait_s:
+            raise ConfigError(lack + (f"; waited run.nodes_wait_s={wait_s:g} for more" if wait_s else ""))
+        if not told:
+            say(f"waiting for nodes, {wait_s:g} s at most: {lack}")
+            told = True
+        time.sleep(NODES_LOOK_S)
 
 
 def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
