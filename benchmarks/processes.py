@@ -7,6 +7,7 @@ ROLES = {
     "ray::Learner": "learner",
     "ray::RewardActor": "reward",
     "srl.reward.worker": "grading",
+    "gcs_server": "head",  # Ray's tables of everything
     "EngineActor": "sampling",  # of stage 1's pipelines
 }
 

@@ -39,7 +39,8 @@ SMALL = [
     "rollout.retries=20", "rollout.threads=1", "learner.threads=1",
 ]  # fmt: skip
 VICTIMS = ["driver", "rollout", "learner", "reward", "grading"]
-SAMPLE_S, WARM_S = 15.0, 300.0  # between two looks at memory; of a process's life that do not count
+SAMPLE_S = 15.0  # between two looks at memory
+WARM_S, LATER_S = 300.0, 600.0  # of a process's life that do not count: what slows down between the two is filling up
 STOP_S, DEATH_S = 300.0, 120.0  # for the run to stop when asked; for what a driver has started to follow it
 
 
@@ -172,7 +173,7 @@ def measure(process: psutil.Process, role: str, now: float) -> dict[str, Any]:
 
 
 def memory_slopes(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By role: what a process grows in an hour after its first `WARM_S` seconds."""
+    """By role: what a process grows in an hour after its first `WARM_S` seconds, and its memory after `LATER_S` too."""
     warm: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["age"] > WARM_S:
@@ -181,10 +182,14 @@ def memory_slopes(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for role, those in sorted(warm.items()):
         mebibytes = {name: [row[name] / 2**20 for row in those] for name in ("resident", "private")}
         hours, pids = [row["s"] / 3600 for row in those], [row["pid"] for row in those]
+        later = [index for index, row in enumerate(those) if row["age"] > LATER_S]
         found[role] = {
             "processes": len(set(pids)),
             "most MiB": round(max(mebibytes["resident"])),
             "MiB per hour": slope(pids, hours, mebibytes["resident"]),
+            f"MiB per hour after {LATER_S:.0f} s": slope(
+                *([values[index] for index in later] for values in (pids, hours, mebibytes["resident"]))
+            ),
             "private MiB per hour": slope(pids, hours, mebibytes["private"]),
             "open files per hour": slope(pids, hours, [row["files"] for row in those]),
             "threads per hour": slope(pids, hours, [row["threads"] for row in those]),

@@ -1,6 +1,7 @@
 """The vLLM engine in this process, against the same model in transformers."""
 
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from srl.config import Config, load_config
 from srl.protocols.chat import Chat, model_folder
-from srl.rollout.engine import Completion, Engine, Sampling
+from srl.rollout.engine import PRIMITIVES, Completion, Engine, Sampling, prepare_environment
 from srl.tasks.problems import chain_problems
 from srl.weights.bucket import Bucket, pack
 
@@ -157,3 +158,12 @@ def test_in_bfloat16_the_mean_gap_is_below_a_hundredth_before_and_after_a_sync(p
             engine.load_weights(weights(0.0, torch.bfloat16), version)
         x = gaps(prompts, sample(engine, prompts), torch.bfloat16)
         assert sum(x) / len(x) < 0.01
+
+
+def test_onednn_keeps_few_kernels_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", environment := {"PATH": os.environ["PATH"]})
+    prepare_environment(on_gpu=False)
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(PRIMITIVES)
+    environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "8"
+    prepare_environment(on_gpu=False)
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "8"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import by_role, role
-from benchmarks.soak import WARM_S, fine, longest_gap, memory_slopes, slope
+from benchmarks.soak import LATER_S, WARM_S, fine, longest_gap, memory_slopes, slope
 from benchmarks.steps import Steps, tail
 
 MIB = 2**20
@@ -42,6 +42,12 @@ def test_memory_while_a_process_starts_is_no_leak():
     found = memory_slopes(rows)["learner"]
     assert found["MiB per hour"]["slope"] == pytest.approx(20) and found["private MiB per hour"]["slope"] == 0
     assert found["most MiB"] == 510 and found["processes"] == 1
+
+
+def test_what_fills_up_within_ten_minutes_grows_no_more_after_them():
+    ages, mebibytes = [WARM_S + 1, LATER_S + 1, LATER_S + 1801], [500, 600, 600]
+    found = memory_slopes([row(1, age, size, age) for age, size in zip(ages, mebibytes, strict=True)])["learner"]
+    assert found["MiB per hour"]["slope"] > 0 and found["MiB per hour after 600 s"]["slope"] == 0
 
 
 def test_the_longest_time_without_a_step():
@@ -92,7 +98,7 @@ def test_a_soak_fails_for_each_thing_that_must_not_happen(bad: dict):
 
 def test_processes_are_known_by_what_they_call_themselves():
     assert role("ray::RolloutWorker.collect") == "rollout" and role("python -m srl.reward.worker 5.0 2048") == "grading"
-    assert role("/x/raylet --log_dir=/tmp") == "ray"
+    assert role("/x/raylet --log_dir=/tmp") == "ray" and role("/x/gcs_server --log_dir=/tmp") == "head"
 
 
 def test_a_driver_that_is_gone_has_no_processes():

@@ -24,6 +24,7 @@ from srl.weights.feed import Feed
 from srl.weights.share import shared_memory
 from srl.weights.stream import Link, receive_part
 
+PRIMITIVES = 256  # kernels that oneDNN keeps, one for each shape of a product, about 165 KiB each; its own 1,024 fill over hours
 CPU_BLOCK = 32  # tokens in a block of the key-value cache; the CPU kernels want a multiple of 32
 
 
@@ -138,6 +139,7 @@ def prepare_environment(on_gpu: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     if not on_gpu:
         check_machine()
 
