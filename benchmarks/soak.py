@@ -187,10 +187,13 @@ def memory_slopes(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "processes": len(set(pids)),
             "most MiB": round(max(mebibytes["resident"])),
             "MiB per hour": slope(pids, hours, mebibytes["resident"]),
-            f"MiB per hour after {LATER_S:.0f} s": slope(
-                *([values[index] for index in later] for values in (pids, hours, mebibytes["resident"]))
-            ),
             "private MiB per hour": slope(pids, hours, mebibytes["private"]),
+            **{
+                f"{label} after {LATER_S:.0f} s": slope(
+                    *([values[i] for i in later] for values in (pids, hours, mebibytes[name]))
+                )
+                for name, label in (("resident", "MiB per hour"), ("private", "private MiB per hour"))
+            },
             "open files per hour": slope(pids, hours, [row["files"] for row in those]),
             "threads per hour": slope(pids, hours, [row["threads"] for row in those]),
         }
