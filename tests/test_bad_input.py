@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from benchmarks import grading, seeds
 from srl.config import load_config
+from srl.driver.check import check_engines, starts_engines
 from srl.main import main
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import model_folder
@@ -102,6 +104,40 @@ def test_wording_that_the_tokenizer_cannot_write(tmp_path: Path, capfd: pytest.C
 
 def test_too_little_memory_for_the_engine(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert "rollout.kv_cache_gib=100000" in refused(tmp_path, capfd, "rollout.kv_cache_gib=100000")
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "stage1", "rl rl.start=base", "tune", "run run.ray_address=local", "stage1 rollout.replay={}/none.jsonl"]
+)
+def test_a_machine_without_what_vllm_needs_on_its_cpus(tmp_path: Path, capfd, without_compiler: None, command: str):
+    (tmp_path / "none.jsonl").touch()
+    message = refused(tmp_path, capfd, *command.format(tmp_path).split())
+    assert message.endswith("needs a C++ compiler (Debian's package g++): no no-such-compiler")
+
+
+def test_a_model_that_cannot_be_evaluated_without_what_vllm_needs(tmp_path: Path, capfd, without_compiler: None):
+    assert main(["evaluate", "--model", "base", f"run.directory={tmp_path}"]) == 2
+    assert capfd.readouterr().err.endswith("no no-such-compiler\n") and not ray.is_initialized()
+
+
+@pytest.mark.parametrize("setting", ["rollout.gpus=1", "run.ray_address=10.0.0.1:6379", "run.ray_address=auto"])
+def test_engines_that_run_elsewhere_need_nothing_of_this_machine(without_compiler: None, setting: str):
+    check_engines(load_config("tiny.yaml", [setting]))
+
+
+def test_phases_that_sample_with_vllm():
+    plain, replayed = load_config("tiny.yaml", []), load_config("tiny.yaml", ["rollout.replay=/recorded.jsonl"])
+    taken = load_config("tiny.yaml", ["stage1.samples=/samples"])
+    assert all(starts_engines(plain, [phase]) for phase in ("evaluate-base", "sample", "rl"))
+    assert not starts_engines(plain, ["assemble", "sft", "orm"])
+    assert not starts_engines(replayed, ["evaluate-base", "rl"]) and starts_engines(replayed, ["sample"])
+    assert not starts_engines(taken, ["sample", "assemble"]) and starts_engines(taken, ["sample", "evaluate-ift"])
 
 
 def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from srl.config import Config, ConfigError
 from srl.driver.policy import recipe_functions
 from srl.driver.resume import checkpoints
 from srl.driver.rl import start_folder
-from srl.driver.session import check_address, check_port, check_wording, load_task
+from srl.driver.session import check_address, check_port, check_wording, cluster_address, load_task
 from srl.driver.stage1 import demonstrations_file, sampling_passes
 from srl.learner.checkpoint import check_writable
 from srl.learner.model import check_folder, check_model, check_start_model
@@ -20,6 +20,7 @@ from srl.pipelines.assemble import check_tokenizer
 from srl.pipelines.samples import check_samples
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.judges import check_judge
+from srl.rollout.machine import check_machine
 from srl.rollout.recorded import read_trajectories
 from srl.tasks.problems import Problem, load_problems, on_hub
 
@@ -32,6 +33,8 @@ def check_start(config: Config, phases: Sequence[str]) -> Uses:
     check_settings(config, phases)
     check_port(config)
     check_address(config)
+    if starts_engines(config, phases):
+        check_engines(config)
     problems = load_task(config)
     check_wording(config, every(problems))
     if upload := checkpoints(config, RunDirectory.locate(config)).upload:
@@ -40,7 +43,8 @@ def check_start(config: Config, phases: Sequence[str]) -> Uses:
 
 
 def check_dry(config: Config, phases: Sequence[str]) -> list[str]:
-    """As `check_start` except for ports, clusters and the place of uploads; returns the data sets of the hub, not loaded."""
+    """As `check_start` except for ports, libraries, clusters and the place of uploads; returns the data sets of the hub, not
+    loaded."""
     check_settings(config, phases)
     task, limit = config.task, config.evaluate.problems
     sources = [source for source in (task.train, task.validation, *task.test.values()) if source]
@@ -100,6 +104,20 @@ def check_inputs(config: Config, phases: Sequence[str]) -> None:
             read_trajectories(Path(config.rollout.replay))
         except ConfigError as error:
             raise ConfigError(f"rollout.replay={error}") from None
+
+
+def check_engines(config: Config) -> None:
+    """Raises ConfigError when vLLM would run on the CPUs of this machine, which lacks what it needs."""
+    _, address = cluster_address(config)
+    if not config.rollout.gpus and address in ("", "local"):
+        check_machine()
+
+
+def starts_engines(config: Config, phases: Sequence[str]) -> bool:
+    """Whether one of these phases samples with vLLM."""
+    if "sample" in phases and not config.stage1.samples:
+        return True
+    return not config.rollout.replay and any(phase == "rl" or phase.startswith("evaluate-") for phase in phases)
 
 
 def every(uses: Uses) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import ray
 
 from srl.config import Config, ConfigError, read_yaml
+from srl.driver.check import check_engines
 from srl.driver.evaluate import METHODS, complete, measure
 from srl.driver.session import Session, check_address, check_wording, connect, load_task
 from srl.evaluation.cell import Cell
@@ -100,6 +101,8 @@ def with_judge(config: Config, judge: str, run: Path) -> Config:
 def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
     """Measure a cell and say what came out."""
     if not complete(session, cell, tests):
+        if not session.config.rollout.replay:
+            check_engines(session.config)
         connect(session.config)
     with bar(len(tests) * cell.samples, "trajectories") as progress:
         row = measure(session, cell, tests, progress)

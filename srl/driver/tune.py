@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from srl.config import Config
-from srl.driver.check import check_start
+from srl.driver.check import check_engines, check_start
 from srl.driver.session import Session, connect
 from srl.observe.run_directory import RunDirectory, write_text
 from srl.pipelines.balance_score import balance_score, judged_attempts
@@ -22,6 +22,7 @@ def tune_sampling(config: Config, temperatures: Sequence[float], problems: int, 
     Attempts and verdicts are sampled as `stage1` says, without early stop; what is there from an earlier call is kept. `wanted`
     of the score is `stage1.per_prompt_and_class`; thresholds are the shares that `stage1.verdicts` verdicts can have.
     """
+    check_engines(config)
     train = [problem for named in check_start(config, [])["train"].values() for problem in named][:problems]
     run = RunDirectory(config)
     session = Session(config, run)

@@ -3,9 +3,7 @@
 Written against what vLLM 0.27 to 0.32 share.
 """
 
-import ctypes
 import os
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -17,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from srl.config import ConfigError, ModelConfig, RolloutConfig
+from srl.config import ModelConfig, RolloutConfig
+from srl.rollout.machine import check_machine
 from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Bucket, Named, as_files, unpack
 from srl.weights.feed import Feed
@@ -142,17 +141,6 @@ def prepare_environment(on_gpu: bool) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     if not on_gpu:
         check_machine()
-
-
-def check_machine() -> None:
-    """Raises ConfigError for what vLLM's CPU build needs beside its package and does not name when it fails."""
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError as error:
-        raise ConfigError(f"vLLM on CPU needs libnuma (Debian's package libnuma1): {error}") from None
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(f"vLLM on CPU compiles a part of itself and needs a C++ compiler (Debian's package g++): no {compiler}")
 
 
 class Engine:
