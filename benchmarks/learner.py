@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks.trl_trainers import Trainer, rows_per_pass
 from srl.config import Config, load_config
-from srl.driver.session import connect
+from srl.driver.cluster import connect
 from srl.learner.batch import Example, collate
 from srl.learner.group import LearnerGroup, token_weight
 from srl.learner.losses import sft_loss

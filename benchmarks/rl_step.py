@@ -26,9 +26,10 @@ import psutil
 
 from benchmarks.trl_trainers import Trainer, rows_per_pass
 from srl.config import Config, load_config
+from srl.driver.cluster import connect
 from srl.driver.ledger import Ledger
 from srl.driver.policy import PolicyUpdate
-from srl.driver.session import Session, connect
+from srl.driver.session import Session
 from srl.observe.run_directory import RunDirectory
 from srl.tasks.problems import Problem, chain_problems
 

@@ -239,7 +239,7 @@ def two_workers_to_one(config: Config, count: int, rounds: int) -> Ratio | None:
     """Needs a core, or a GPU, for each."""
     import ray
 
-    from srl.driver.session import connect
+    from srl.driver.cluster import connect
     from srl.rollout.pool import RolloutPool
 
     if len(os.sched_getaffinity(0)) < 2 and not config.rollout.gpus:

@@ -58,7 +58,7 @@ def problems_of(config: Config) -> list[Problem]:
 
 
 def pipeline(config: Config, folder: Path) -> dict[str, Any]:
-    from srl.driver.session import connect
+    from srl.driver.cluster import connect
     from srl.reward.actor import create_reward_actors
 
     connect(config)

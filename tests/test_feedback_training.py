@@ -7,9 +7,10 @@ import pytest
 import ray
 
 from srl.config import Config, load_config
+from srl.driver.cluster import connect
 from srl.driver.policy import recipe_functions
 from srl.driver.sampling import new_group
-from srl.driver.session import Session, connect
+from srl.driver.session import Session
 from srl.learner.batch import policy_example
 from srl.learner.credit import assign_credit
 from srl.observe.run_directory import RunDirectory

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from srl.config import Config, ConfigError, load_config
-from srl.driver.session import connect
+from srl.driver.cluster import connect
 from srl.learner.batch import Example
 from srl.learner.checkpoint import read_parts
 from srl.learner.group import LearnerGroup, LearnerLost

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import srl.driver.policy
 from srl.config import RECIPES, Config, ConfigError, load_config
+from srl.driver.cluster import connect
 from srl.driver.policy import PolicyUpdate, recipe_functions
 from srl.driver.sampling import new_group, sample_extra, sample_mixed
-from srl.driver.session import Session, connect
+from srl.driver.session import Session
 from srl.learner.group import LearnerGroup
 from srl.observe.run_directory import RunDirectory
 from srl.tasks.problems import Problem, chain_problems

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from srl.config import Config, ConfigError, load_config
-from srl.driver import session
+from srl.driver import cluster
 from srl.driver.resources import Node, alive_nodes, shortage
 
 
@@ -70,12 +70,12 @@ def test_dead_nodes_do_not_count():
 def test_without_an_address_a_run_starts_a_ray_of_its_own(monkeypatch):
     asked = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(session.ray, "init", lambda **options: asked.append(options))
-    monkeypatch.setattr(session, "check_cluster", lambda config, wait_s: None)
-    session.connect(config())
-    session.connect(config("run.ray_address=10.0.0.1:6379"))
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s: None)
+    cluster.connect(config())
+    cluster.connect(config("run.ray_address=10.0.0.1:6379"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
-    session.connect(config())
+    cluster.connect(config())
     assert [options["address"] for options in asked] == ["local", "10.0.0.1:6379", "10.0.0.2:6379"]
     assert ["num_cpus" in options for options in asked] == [True, False, False]
 
@@ -87,8 +87,8 @@ def test_rays_head_forgets_old_calls_of_actors(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_task_events_max_num_task_in_gcs"):
         monkeypatch.setenv(name, "")  # what is set below is undone afterwards
         monkeypatch.delenv(name)
-    monkeypatch.setattr(session, "CALLS_KEPT", 100)
-    session.connect(config())
+    monkeypatch.setattr(cluster, "CALLS_KEPT", 100)
+    cluster.connect(config())
     try:
         echo = ray.remote(Echo).options(num_cpus=0).remote()
         ray.get([echo.call.remote() for _ in range(300)])
@@ -109,16 +109,16 @@ def test_a_job_that_starts_before_its_nodes_have_joined_waits_for_them(monkeypat
         return {"NodeManagerAddress": name, "Resources": {"CPU": cpus}, "Labels": {}, "Alive": True}
 
     tables = iter([[node("head", 0.0)], [node("head", 0.0)], [node("head", 0.0), node("worker", 8.0)]])
-    monkeypatch.setattr(session.ray, "nodes", lambda: next(tables))
-    monkeypatch.setattr(session, "NODES_LOOK_S", 0)
-    session.check_cluster(config(), 60)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: next(tables))
+    monkeypatch.setattr(cluster, "NODES_LOOK_S", 0)
+    cluster.check_cluster(config(), 60)
     assert next(tables, None) is None, "it began before the last node had joined"
     said = capsys.readouterr().out
     assert said.count("waiting for nodes, 60 s at most: ") == 1 and "head 0 CPUs 0 GPUs" in said
 
 
 def test_nodes_that_do_not_come_end_the_job_with_what_is_there(monkeypatch):
-    monkeypatch.setattr(session.ray, "nodes", lambda: [])
-    monkeypatch.setattr(session, "NODES_LOOK_S", 0)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [])
+    monkeypatch.setattr(cluster, "NODES_LOOK_S", 0)
     with pytest.raises(ConfigError, match=r"learner.workers=1 asked, 0 of them fit.*waited run.nodes_wait_s=0.01 for more"):
-        session.check_cluster(config(), 0.01)
+        cluster.check_cluster(config(), 0.01)

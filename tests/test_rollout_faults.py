@@ -15,7 +15,7 @@ import ray
 from ray import cloudpickle
 
 from srl.config import load_config
-from srl.driver.session import connect
+from srl.driver.cluster import connect
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout import fleet
 from srl.rollout.engine import Completion

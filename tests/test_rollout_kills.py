@@ -11,7 +11,7 @@ import ray
 from test_rollout_faults import groups, versions, workers
 
 from srl.config import Config, load_config
-from srl.driver.session import connect
+from srl.driver.cluster import connect
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import chain_problems

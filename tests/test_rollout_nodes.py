@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from test_rollout_faults import SlowEngine, all_completed, groups, new_weights, versions
 
 from srl.config import load_config
-from srl.driver.session import connect
+from srl.driver.cluster import connect
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout.fleet import State, WeightsLost
 from srl.rollout.pool import RolloutPool

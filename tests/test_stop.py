@@ -10,10 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-import ray._private.utils
 
 from srl.config import load_config
-from srl.driver.session import connect
+from srl.driver.cluster import connect
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +23,7 @@ def test_a_stop_while_ray_connects_waits_until_it_has(monkeypatch: pytest.Monkey
     ended = []
 
     def init(**options) -> None:
-        ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(number))  # as ray.init begins
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init begins
         os.kill(os.getpid(), number)
         ended.append(options["address"])
 

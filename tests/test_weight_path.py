@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from srl.config import Config, load_config
-from srl.driver.session import Session, connect
+from srl.driver.cluster import connect
+from srl.driver.session import Session
 from srl.learner.batch import Example, policy_example
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import sft_loss

@@ -8,7 +8,8 @@ import pytest
 from test_weight_path import attempts, engine_process, largest_gap
 
 from srl.config import load_config
-from srl.driver.session import Session, connect
+from srl.driver.cluster import connect
+from srl.driver.session import Session
 from srl.learner.batch import policy_example
 from srl.learner.group import LearnerGroup
 from srl.learner.losses import sft_loss

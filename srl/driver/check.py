@@ -6,10 +6,11 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from srl.config import Config, ConfigError
+from srl.driver.cluster import check_address, check_port, cluster_address
 from srl.driver.policy import recipe_functions
+from srl.driver.problems import check_wording, load_task
 from srl.driver.resume import checkpoints
 from srl.driver.rl import start_folder
-from srl.driver.session import check_address, check_port, check_wording, cluster_address, load_task
 from srl.driver.stage1 import demonstrations_file, sampling_passes
 from srl.learner.checkpoint import check_writable
 from srl.learner.model import check_folder, check_model, check_start_model

@@ -8,8 +8,10 @@ import ray
 
 from srl.config import Config, ConfigError, read_yaml
 from srl.driver.check import check_engines
+from srl.driver.cluster import check_address, connect
 from srl.driver.evaluate import METHODS, complete, measure
-from srl.driver.session import Session, check_address, check_wording, connect, load_task
+from srl.driver.problems import check_wording, load_task
+from srl.driver.session import Session
 from srl.evaluation.cell import Cell
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from srl.config import Config, ConfigError
 from srl.driver.check import check_start
+from srl.driver.cluster import connect
 from srl.driver.evaluate import evaluate
 from srl.driver.resume import prepare_upload
 from srl.driver.rl import train_policy
-from srl.driver.session import Session, connect
+from srl.driver.session import Session
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations, train_reward_model
 from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table

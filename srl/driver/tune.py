@@ -6,7 +6,8 @@ from typing import Any
 
 from srl.config import Config
 from srl.driver.check import check_engines, check_start
-from srl.driver.session import Session, connect
+from srl.driver.cluster import connect
+from srl.driver.session import Session
 from srl.observe.run_directory import RunDirectory, write_text
 from srl.pipelines.balance_score import balance_score, judged_attempts
 from srl.pipelines.sample import SamplingPass, sample

@@ -1,0 +1,56 @@
+"""The problems of a run, and whether its tokenizer can write them."""
+
+from collections.abc import Iterable
+
+from srl.config import Config, ConfigError
+from srl.protocols.chat import Chat, model_folder
+from srl.tasks.problems import Problem, chain_problems, load_problems
+
+
+def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
+    """Problems by use: train and validation under one name, test by benchmark. Raises ConfigError naming file and row.
+
+    Called before anything starts, so that bad data costs nothing.
+    """
+    task, wanted = config.task, config.stage1.prompts
+    steps = (task.min_operations, task.max_operations)
+    if task.name == "chains":
+        rl_prompts = config.rl.prompts * config.rl.steps
+        return {
+            "train": {"chains": chain_problems("train", wanted, task.seed, *steps)},
+            "rl": {"chains": chain_problems("train", rl_prompts, task.seed + 1, *steps)},
+            "validation": {"chains": chain_problems("validation", config.evaluate.validation_problems, task.seed, *steps)},
+            "test": {"chains": chain_problems("test", config.evaluate.problems, task.seed, *steps)},
+        }
+    keys = (task.question_key, task.answer_key)
+    held_out = config.evaluate.validation_problems
+    # No more than the phases can use: each gold is parsed here, and NuminaMath-CoT has 860,000.
+    used = max(wanted, config.rl.prompts * config.rl.steps)
+    train = load_problems(task.train, *keys, used + (0 if task.validation else held_out))
+    if task.validation:
+        validation = load_problems(task.validation, *keys, held_out)
+    elif len(train) > held_out:
+        validation, train = train[:held_out], train[held_out:]
+    else:
+        raise ConfigError(
+            f"task.train={task.train} has {len(train)} problems, too few to hold out evaluate.validation_problems={held_out}"
+        )
+    test = {}
+    for name, source in task.test.items():
+        test[name] = load_problems(source, *keys, config.evaluate.problems)
+    return {"train": {"train": train[:wanted]}, "rl": {"train": train}, "validation": {"validation": validation}, "test": test}
+
+
+def check_wording(config: Config, problems: Iterable[Problem]) -> None:
+    """Raises ConfigError naming the setting, or the problem, whose text the tokenizer cannot write."""
+    chat = Chat(model_folder(config.model.path), config.prompts)
+    for name, text in config.prompts.model_dump().items():
+        try:
+            chat.encode(text.replace("{question}", ""))
+        except ConfigError as error:
+            raise ConfigError(f"prompts.{name}: {error}") from None
+    for prompt_id, question in {problem.prompt_id: problem.question for problem in problems}.items():
+        try:
+            chat.opening(question)
+        except ConfigError as error:
+            raise ConfigError(f"problem {prompt_id}: {error}") from None
