@@ -17,6 +17,7 @@ import yaml
 from kustomization import apply, render
 
 from srl.config import Config, load_config
+from srl.driver.cluster import CALLS_KEPT
 
 ROOT = Path(__file__).parents[1]
 CRDS = ROOT.parent / "shared" / "crds"
@@ -155,6 +156,13 @@ def test_every_cluster_asks_for_a_token_and_every_pod_mounts_the_runs():
             claims = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
             mounts = {mount["mountPath"]: claims[mount["name"]] for mount in pod["containers"][0]["volumeMounts"]}
             assert mounts["/runs"] == "srl-runs"
+
+
+def test_every_head_remembers_as_many_calls_as_a_local_ray():
+    for item in ray_documents():
+        head, *workers = [{entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]} for pod in pods(item)]
+        assert head.pop("RAY_task_events_max_num_task_in_gcs") == str(CALLS_KEPT)
+        assert all(worker == head for worker in workers)
 
 
 def capacity(item: dict) -> dict[str, dict[str, float]]:
