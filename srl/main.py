@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from srl.config import ConfigError, load_config, load_run
+from srl.config import Config, ConfigError, load_config, load_run, parse_override
 
 # name: (module of srl/commands, help)
 COMMANDS = {
@@ -66,10 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.command = command
         options.names = [value for value in options.overrides if "=" not in value] if hasattr(module, "NAMES") else []
         options.overrides = [value for value in options.overrides if value not in options.names]
-        config = load_config(options.config or "tiny.yaml", options.overrides)
-        own = Path(config.run.directory, config.run.name, "config.yaml")
-        if command in OF_A_RUN and not options.config and own.is_file():
-            config = load_run(own, options.overrides)
+        config = configuration(command, options.config, options.overrides)
         if config.run.fresh and command not in MAY_START_OVER:
             raise ConfigError(f"fresh=true would delete the run that {command} needs; it is for {', '.join(MAY_START_OVER)}")
         module.run(options, config)
@@ -95,6 +92,16 @@ def command_name(arguments: list[str]) -> str:
     return command
 
 
+def configuration(command: str, file: str | None, overrides: list[str]) -> Config:
+    """Those of `file`, of the run that the overrides name, where the command works on one that is there, or of tiny.yaml."""
+    if command in OF_A_RUN and not file:
+        run = load_config("tiny.yaml", [value for value in overrides if parse_override(value)[0][0] == "run"]).run
+        folder = Path(run.directory, run.name)
+        if (folder / "config.yaml").is_file():
+            return load_run(folder, overrides)
+    return load_config(file or "tiny.yaml", overrides)
+
+
 def overview() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
     return argparse.ArgumentParser(
@@ -109,11 +116,11 @@ def overview() -> argparse.ArgumentParser:
 def parser(command: str, module) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=f"python -m srl.main {command}", description=COMMANDS[command][1])
     fresh = "fresh=true, " if command in MAY_START_OVER else ""
-    settings = f"settings: section.key=value, also {fresh}seed=N, name=NAME"
+    words = f"settings: section.key=value, also {fresh}seed=N, name=NAME"
     if hasattr(module, "NAMES"):
-        result.add_argument("overrides", nargs="*", metavar=module.NAMES, help=f"{module.NAMES} names, and {settings}")
+        result.add_argument("overrides", nargs="*", metavar=module.NAMES, help=f"{module.NAMES} names, and {words}")
     else:
-        result.add_argument("overrides", nargs="*", metavar="section.key=value", help=settings)
+        result.add_argument("overrides", nargs="*", metavar="section.key=value", help=words)
     result.add_argument("--config", metavar="FILE", help="YAML file (default: configs/tiny.yaml)")
     if hasattr(module, "add_arguments"):
         module.add_arguments(result)

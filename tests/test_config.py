@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from srl.config import CONFIGS, Config, ConfigError, load_config, load_run, valid_keys
-from srl.main import main
-from srl.observe.run_directory import identity
+from srl.main import OF_A_RUN, configuration, main
+from srl.observe.run_directory import RunDirectory, identity, placement
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
@@ -232,9 +232,37 @@ def test_every_shipped_configuration_loads_by_path_and_by_name(file):
 def test_a_runs_own_file_gives_its_settings_again(file, overrides, tmp_path):
     config = load_config(str(file), [*overrides, "name=mine"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(identity(config) | {"gone": {"x": 1}}))
-    again = load_run(tmp_path / "config.yaml", [])
-    assert identity(again) == identity(config)
-    assert load_run(tmp_path / "config.yaml", ["rl.steps=8"]).rl.steps == 8
+    assert identity(load_run(tmp_path, [])) == identity(config)  # as runs were kept before they had a placement.yaml
+    (tmp_path / "placement.yaml").write_text(yaml.safe_dump(placement(config) | {"gone": {"x": 1}}))
+    again = load_run(tmp_path, [])
+    assert (identity(again), placement(again)) == (identity(config), placement(config))
+    assert load_run(tmp_path, ["rl.steps=8"]).rl.steps == 8
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_a_runs_name_gives_the_actors_and_gpus_of_its_last_start(command: str, tmp_path: Path):
+    name = ["name=gpu", f"run.directory={tmp_path}"]
+    asked = load_config("qwen2.5-math-7b.yaml", [*name, "rollout.gpu_memory=0.5"])
+    RunDirectory(asked).close()
+    found = configuration(command, None, name)
+    assert (found.rollout, found.learner, found.reward) == (asked.rollout, asked.learner, asked.reward)
+    assert asked.rollout.gpus > 0 and found.rollout.gpu_memory == 0.5
+
+    (tmp_path / "gpu" / "state.json").write_text("{}")  # from now on it is the same run or none
+    again = asked.model_copy(update={"rollout": asked.rollout.model_copy(update={"timeout_s": 77.0})})
+    RunDirectory(again).close()
+    found = configuration(command, None, [*name, "rollout.tensor_parallel=2", "rollout.gpus=2", "rollout.workers=3"])
+    assert (found.rollout.timeout_s, found.rollout.workers, found.rollout.gpus) == (77.0, 3, 2)
+    assert found.learner == asked.learner
+
+
+def test_neither_fresh_nor_the_place_of_a_folder_are_kept_in_it(tmp_path: Path):
+    directory = RunDirectory(load_config(None, ["fresh=true", f"run.directory={tmp_path / 'there'}"]))
+    directory.close()
+    moved = tmp_path / "here"
+    directory.path.parent.rename(moved)
+    found = configuration("report", None, [f"run.directory={moved}"]).run
+    assert (found.fresh, found.directory) == (False, str(moved))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)

@@ -54,4 +54,5 @@ def test_a_run_that_is_stopped_while_ray_starts_leaves_no_process_and_nothing_ha
     assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()) == [
         "tiny/config.yaml",
         "tiny/lock",
+        "tiny/placement.yaml",
     ]

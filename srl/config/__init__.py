@@ -6,7 +6,7 @@ credit, objective, critic (all three of stage 2), evaluate, run.
 
 from srl.config.evaluate import EvaluateConfig
 from srl.config.learner import LearnerConfig
-from srl.config.load import CONFIGS, RECIPES, Config, load_config, load_run, read_yaml, valid_keys
+from srl.config.load import CONFIGS, RECIPES, Config, load_config, load_run, parse_override, read_yaml, valid_keys
 from srl.config.pretrain import PretrainConfig, PretrainStage
 from srl.config.reward import RewardConfig
 from srl.config.rl import CreditConfig, CriticConfig, ObjectiveConfig, RlConfig
@@ -40,6 +40,7 @@ __all__ = [
     "TaskConfig",
     "load_config",
     "load_run",
+    "parse_override",
     "read_yaml",
     "valid_keys",
 ]

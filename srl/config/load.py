@@ -123,10 +123,12 @@ def load_config(path: str | None, overrides: list[str]) -> Config:
     return configured(read_yaml(path, find(path, CONFIGS, "--config")) if path is not None else {}, overrides)
 
 
-def load_run(file: Path, overrides: list[str]) -> Config:
-    """The settings of a run from its config.yaml, with overrides. It has those of its recipe; what is no setting any more is
-    left out."""
-    known, data = set(valid_keys()), read_yaml(f"{file}", file)
+def load_run(folder: Path, overrides: list[str]) -> Config:
+    """The settings of the run in that folder, from its config.yaml and, where it has one, its placement.yaml, with overrides.
+    It has those of its recipe; what is no setting any more is left out."""
+    known, data = set(valid_keys()), {}
+    for file in filter(Path.is_file, (folder / "config.yaml", folder / "placement.yaml")):
+        merge(data, read_yaml(f"{file}", file))
     settings = {
         section: {key: value for key, value in values.items() if f"{section}.{key}" in known}
         for section, values in data.items()

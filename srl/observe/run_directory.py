@@ -1,6 +1,7 @@
 """The folder of one run: what was asked, what is done, what was measured.
 
 config.yaml          the resolved configuration; a run continues only under the same one
+placement.yaml       settings that may change, as they were last: where and how it runs
 state.json           finished phases and their seconds
 metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
 results.json         one row per method and benchmark
@@ -68,6 +69,7 @@ class RunDirectory:
         check_disk(self.path)
         make_folder("run.directory", self.path)
         write_text(self.path / "config.yaml", yaml.safe_dump(identity(config), sort_keys=False))
+        write_text(self.path / "placement.yaml", yaml.safe_dump(placement(config), sort_keys=False))
         for folder in ("stage1/samples", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         self.scalars = Scalars(self.path / "tensorboard")
@@ -150,6 +152,12 @@ def identity(config: Config) -> dict[str, Any]:
     for section, keys in FREE.items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
     return settings
+
+
+def placement(config: Config) -> dict[str, Any]:
+    """The other settings, for commands that work on the run later; without those of the one start or of the folder's place."""
+    settings = config.model_dump(mode="json", exclude={"run": {"fresh", "directory"}})
+    return {section: {key: value for key, value in settings[section].items() if key in keys} for section, keys in FREE.items()}
 
 
 def finished(path: Path) -> dict[str, float]:
