@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -15,7 +15,7 @@ from srl.learner.losses import Loss
 from srl.learner.packing import pack
 from srl.learner.placement import SHARE, learner_room
 from srl.weights.bundle import Bundle
-from srl.weights.stream import Part, Stream, last_line
+from srl.weights.stream import DEAD, Part, Stream, last_line
 
 PING_S = 5.0  # for a rank that is alive and not busy to say so
 
@@ -186,7 +186,7 @@ class LearnerGroup:
             return ray.get(references, timeout=timeout_s)
         except GetTimeoutError:
             raise TimeoutError(f"learner.{limit}={timeout_s:g}: waited for {what}") from None
-        except RayActorError as error:
+        except DEAD as error:
             raise LearnerLost(f"a learner died during {what}: {last_line(error)}") from error
         except RayTaskError as error:
             if isinstance(error.cause, ConfigError):
@@ -201,7 +201,7 @@ class LearnerGroup:
         for answer in answers:
             try:
                 ray.get(answer)
-            except RayActorError:
+            except DEAD:
                 return True
         return False
 

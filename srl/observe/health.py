@@ -1,5 +1,6 @@
 """What heartbeats mean: who is silent, what does not move, whose memory runs out, why an actor probably died. Pure functions."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -83,6 +84,11 @@ def likely_cause(actor_id: str, message: str, beats: Iterable[Beat], now: float)
     if "node" in text and ("died" in text or "dead" in text or "preempt" in text):
         return f"{seen}: its node left the cluster"
     return f"{seen}: killed by a signal or by an error in native code; its own log says more (`ray logs actor --id {actor_id}`)"
+
+
+def killed_for_memory(message: str) -> list[str]:
+    """Ids of the actors that Ray's memory monitor killed, from its report; the actors it spared are in it too."""
+    return re.findall(r"Selected to kill: \(Actor\((\w+)\)", message)
 
 
 def remedy(beat: Beat) -> str:

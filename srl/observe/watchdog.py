@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 
 import ray
 import ray._private.state
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from srl.config import Config
 from srl.observe import progress
-from srl.observe.health import Beat, likely_cause, memory_risks, silent, stalled
+from srl.observe.health import Beat, killed_for_memory, likely_cause, memory_risks, silent, stalled
 from srl.observe.metrics import Exporter
 from srl.observe.progress import say
 from srl.observe.pulse import BOARD_TIMEOUT_S, create_board, heartbeat, stacks
@@ -70,11 +70,7 @@ class Watchdog:
 
     def explain(self, error: BaseException) -> str | None:
         """The likely cause when an actor's death is among the causes of `error`."""
-        while error is not None:
-            if isinstance(error, RayActorError) and error.actor_id:
-                return likely_cause(error.actor_id, str(error), [*self.beats, *self.gone], self.clock)
-            error = error.__cause__
-        return None
+        return cause_of(error, [*self.beats, *self.gone], self.clock)
 
     def _live(self) -> None:
         while not self.ended.wait(self.interval_s):
@@ -173,6 +169,21 @@ class Watchdog:
             ],
             "alarms": self.alarms[-20:],
         }
+
+
+def cause_of(error: BaseException | None, beats: Sequence[Beat], now: float) -> str | None:
+    """The likely cause of the first actor's death among the causes of `error`, if its heartbeat is among `beats`."""
+    while error is not None:
+        dead = []
+        if isinstance(error, RayActorError):
+            dead = [error.actor_id]
+        elif isinstance(error, OutOfMemoryError):  # no RayActorError, and who died is in its text alone
+            dead = killed_for_memory(str(error))
+        for actor_id in dead:
+            if cause := likely_cause(actor_id, str(error), beats, now):
+                return cause
+        error = error.__cause__
+    return None
 
 
 def is_dead(actor_id: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Named
@@ -25,6 +25,7 @@ from srl.weights.share import Handle, Lent, open_lent, place
 
 LIMIT = "learner.transfer_timeout_s"
 EVERYWHERE = ""  # the place of a part that comes by broadcast
+DEAD = (RayActorError, OutOfMemoryError)  # of a call to a dead actor; the latter if Ray's memory monitor killed it for good
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,11 +247,12 @@ def failed(
                 if isinstance(error.cause, ValueError):
                     raise error.cause from None
                 lost[name] = last_line(error)
-            except RayActorError as error:
+            except DEAD as error:
                 lost[name] = last_line(error)
     return lost
 
 
 def last_line(error: Exception) -> str:
-    """Of a remote traceback: the error itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    """Of a remote traceback: the error itself. Of the memory monitor's report, which ends with advice, how it begins."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0 if isinstance(error, OutOfMemoryError) else -1].strip()
