@@ -236,15 +236,3 @@ def test_every_query_of_the_dashboard_returns_data(prometheus: str | None):
 
 def test_every_panel_and_alert_asks_for_a_metric_of_srl():
     assert all(any(name.startswith("ray_srl_") for name in names) for names in queried().values())
-
-
-def test_prometheus_accepts_rules_and_dashboard_queries(tmp_path: Path):
-    if not shutil.which("promtool"):
-        pytest.skip("promtool (Debian package prometheus) is not installed")
-    groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
-    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
-    queries = [target["expr"].replace("$run", ".*") for panel in panels for target in panel["targets"]]
-    groups["groups"].append({"name": "q", "rules": [{"record": f"q:{i}", "expr": query} for i, query in enumerate(queries)]})
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(groups))
-    checked = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
