@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config
+from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config, load_run
 from srl.main import main
 from srl.observe import progress
 from srl.observe.metrics import Exporter, metric_name
@@ -227,6 +227,20 @@ def test_settings_may_change_until_a_run_has_come_to_anything(tmp_path):
     (tmp_path / "tiny" / "stage1" / "samples" / "block-00000.parquet").write_text("half an hour")
     with pytest.raises(ConfigError, match=r"rl.patience was 3, now 0"):
         RunDirectory(config)
+
+
+WAITS_AND_SIZES = ["run.nodes_wait_s=3000", "protocol.judge_timeout_s=9", "rollout.max_held=64", "evaluate.block=8"]
+
+
+@pytest.mark.parametrize("setting", [*WAITS_AND_SIZES, "rollout.record=all.jsonl", "sft.checkpoint_every=50"])
+def test_a_run_goes_on_under_other_waits_and_sizes_that_change_no_sample(setting: str, tmp_path: Path):
+    directory = f"run.directory={tmp_path}"
+    RunDirectory(load_config(None, [directory])).record("sft", 0, loss=1.0)
+    changed = load_config(None, [directory, setting])
+    assert RunDirectory(changed).path == tmp_path / "tiny"
+    assert load_run(tmp_path / "tiny", [directory]) == changed
+    with pytest.raises(ConfigError, match=r"protocol.judge_url was '', now 'http://other/v1'"):
+        RunDirectory(load_config(None, [directory, setting, "protocol.judge_url=http://other/v1"]))
 
 
 def test_settings_may_not_change_under_a_process_that_has_just_begun(run: RunDirectory):

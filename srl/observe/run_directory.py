@@ -36,6 +36,7 @@ FREE = {
         "fresh",
         "directory",
         "ray_address",
+        "nodes_wait_s",
         "local_cpus",
         "object_store_mib",
         "dashboard_port",
@@ -44,14 +45,18 @@ FREE = {
         "heartbeat_s",
         "stall_s",
     },
+    # Not judge_url: it is all that says which model judges.
+    "protocol": {"judge_timeout_s"},
     # Samples are seeded by prompt, so it does not matter where or beside which others they are made.
     "rollout": {"nodes", "workers", "cpus", "gpus", "colocate", "threads", "tensor_parallel", "kv_cache_gib", "gpu_memory"}
-    | {"max_sequences", "timeout_s", "hang_s", "start_timeout_s", "retries"},
+    | {"max_sequences", "max_held", "record", "timeout_s", "hang_s", "start_timeout_s", "retries"},
     # Any number of ranks can read a checkpoint.
     "learner": {"nodes", "workers", "cpus", "gpus", "zero_stage", "micro_batch_tokens", "gradient_checkpointing", "threads"}
     | {"offload_optimizer", "start_timeout_s", "timeout_s", "bucket_mib", "checkpoint_every", "keep_checkpoints", "upload"}
     | {"retries", "transfer", "transfer_timeout_s"},
     "reward": {"nodes", "workers", "cpus", "processes", "recycle_after", "timeout_s", "alarm_share"},
+    "sft": {"checkpoint_every"},
+    "evaluate": {"block"},
 }
 LEAST_FREE_BYTES = 2**30
 # Where a run keeps what it has come to: as long as there is none of it, its settings may change.
