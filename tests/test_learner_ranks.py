@@ -106,6 +106,28 @@ def test_every_stage_takes_the_steps_of_one_rank_and_continues_from_its_checkpoi
         agrees(states[0][name], state, 1e-2)
 
 
+def test_sharded_ranks_with_different_numbers_of_trained_tokens_call_the_output_layer_equally_often(config: Config):
+    def in_parts(_) -> None:
+        from srl.learner import model
+
+        model.LOGITS_AT_ONCE = 25 * 64  # parts of 25 trained tokens: eight of the first row, two of the second
+
+    uneven = [
+        Example("a", [(3 * i) % 60 for i in range(120)], [0.0] + [1.0] * 119),
+        Example("b", [(7 * i) % 60 for i in range(119)], [0.0] * 79 + [1.0] * 40),
+    ]
+    losses = []
+    for workers, stage, parts in ((1, 0, False), (2, 3, True)):
+        learners = group(config, workers, stage)
+        if parts:
+            ray.get([rank.__ray_call__.remote(in_parts) for rank in learners.ranks])
+        losses.append([learners.train(uneven, sft_loss, 1e-3)["loss"] for _ in range(3)])
+        scored = learners.logprobs(uneven)
+        assert len(scored["a"]) == 119 and len(scored["b"]) == 40
+        learners.close()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def a_rank_dies_and_the_group_is_built_again(learners: LearnerGroup, alone: Path, folder: Path) -> None:
     os.kill(ray.get(learners.ranks[1].ping.remote()), signal.SIGKILL)
     with pytest.raises(LearnerLost, match="a learner died during a training step"):

@@ -58,3 +58,8 @@ def test_without_its_adapters_the_model_is_the_one_it_started_from():
 def test_targets_that_the_model_lacks_are_named():
     with pytest.raises(ValueError, match=r"learner.lora_targets=\['query'\]: the model has no linear layer"):
         add_adapters(policy(0).model, 2, 4.0, ["query"])
+
+
+def test_an_adapter_on_a_tied_output_layer_is_refused():
+    with pytest.raises(ValueError, match=r"learner.lora_targets=\['q_proj', 'lm_head'\]: lm_head shares its weight"):
+        add_adapters(policy(0).model, 2, 4.0, ["q_proj", "lm_head"])

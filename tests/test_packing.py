@@ -101,6 +101,19 @@ def test_logits_in_parts_give_the_same_gradients(monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_parts_as_many_as_the_rank_with_most_has_may_be_empty_and_change_nothing(monkeypatch):
+    model = small_model()
+    model.set_attn_implementation(ATTENTION)
+    whole = gradients(TokenLogprobs(model), [EXAMPLES[:1], []])
+    monkeypatch.setattr(learner_model, "LOGITS_AT_ONCE", 64 * 3)
+    asked, calls = [], []
+    model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    parts = gradients(TokenLogprobs(model, lambda own: asked.append(own) or 7), [EXAMPLES[:1], []])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    assert asked == [2, 1], "four trained tokens in parts of three; none"
+    assert len(calls) == 2 * 2 * 7, "each part forward, and again in the backward pass"
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     model = small_model()
     model.set_attn_implementation(ATTENTION)

@@ -13,7 +13,7 @@ from srl.driver.resume import checkpoints
 from srl.driver.rl import start_folder
 from srl.driver.stage1 import demonstrations_file, sampling_passes
 from srl.learner.checkpoint import check_writable
-from srl.learner.model import check_folder, check_model, check_start_model
+from srl.learner.model import check_family, check_folder, check_model, check_start_model
 from srl.observe.run_directory import RunDirectory, check_directory
 from srl.observe.sinks import check_sinks
 from srl.pipelines import assemble, attempts
@@ -60,6 +60,8 @@ def check_dry(config: Config, phases: Sequence[str]) -> list[str]:
 def check_settings(config: Config, phases: Sequence[str]) -> None:
     check_directory(config)
     check_model(config)
+    if {"sft", "orm", "rl"} & set(phases):
+        check_family(model_folder(config.model.path), "model.path")
     recipe_functions(config)
     check_judge(config.protocol.name, config)
     check_sinks(config.run.sinks)

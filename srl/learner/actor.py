@@ -12,7 +12,7 @@ import torch
 from srl.config import Config
 from srl.learner.batch import Batch, Example, collate
 from srl.learner.checkpoint import read_parts, write_part
-from srl.learner.engine import Engine, frozen, join_ranks
+from srl.learner.engine import Engine, frozen, join_ranks, most_of_ranks
 from srl.learner.lora import adapters_off, add_adapters
 from srl.learner.losses import Loss
 from srl.learner.model import TokenLogprobs, load_critic, load_model, save_folder
@@ -60,7 +60,7 @@ class Learner:
         if not learner.gpus:
             torch.set_num_threads(learner.threads)
         torch.manual_seed(self.config.run.seed)
-        module = load_critic(path, self.config.model) if critic else TokenLogprobs(load_model(path, self.config.model))
+        module = load_critic(path, self.config.model) if critic else self._logprobs(path)
         if learner.lora_rank:
             add_adapters(module.model, learner.lora_rank, learner.lora_alpha, learner.lora_targets)
         if learner.gradient_checkpointing:
@@ -73,7 +73,10 @@ class Learner:
             self.frozen["reference"] = self._without_adapters if learner.lora_rank else self._frozen(reference)
 
     def _frozen(self, path: str) -> torch.nn.Module:
-        return frozen(TokenLogprobs(load_model(path, self.config.model)), self.config, self.device)
+        return frozen(self._logprobs(path), self.config, self.device)
+
+    def _logprobs(self, path: str) -> TokenLogprobs:
+        return TokenLogprobs(load_model(path, self.config.model), most_of_ranks(self.config))
 
     def _without_adapters(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with adapters_off(self.engine.module):
@@ -136,7 +139,10 @@ class Learner:
     def publish(self, version: int) -> Bundle | None:
         """The current weights under that version (rank 0; the others only take part in gathering)."""
         buckets = self.engine.buckets(self.config.learner.bucket_mib * 2**20)
-        return send(version, buckets, sender=self.rank == 0)
+        self.engine.free_cache()  # engines on the same GPU wake with what this gives back
+        bundle = send(version, buckets, sender=self.rank == 0)
+        self.engine.free_cache()
+        return bundle
 
     def open_link(self) -> tuple[str, int]:
         """Where the members of a new broadcast group meet; rank 0 only."""

@@ -30,6 +30,23 @@ def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool) ->
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
 
 
+def most_of_ranks(config: Config) -> Callable[[int], int]:
+    """What gives the largest of all ranks' numbers when all of them ask, under ZeRO 3: there a call of a layer is a collective.
+
+    Elsewhere a rank's own.
+    """
+    if zero_stage(config) < 3 or torch.distributed.get_world_size() == 1:
+        return int
+
+    def most(number: int) -> int:
+        place = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        numbers = torch.tensor(number, device=place)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
+
+    return most
+
+
 class Engine:
     """Every method that touches weights is a collective: all ranks call it in the same order."""
 

@@ -1,6 +1,7 @@
 """Low-rank adapters (Hu et al., 2021): train W + (alpha / rank) B A with W frozen; what is published and saved is the sum."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,13 +34,17 @@ class LoraLinear(nn.Module):
 def add_adapters(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
     """Freeze the model and put an adapter beside every linear layer whose last name is in `targets`.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is none, and for a layer that shares its weight with another (a tied output layer): the sum would
+    have to be two matrices.
     """
     model.requires_grad_(False)
     found = [(name, layer) for name, layer in model.named_modules() if name.rpartition(".")[2] in targets]
     found = [(name, layer) for name, layer in found if isinstance(layer, nn.Linear)]
     if not found:
         raise ValueError(f"learner.lora_targets={list(targets)}: the model has no linear layer of these names")
+    owners = Counter(id(layer.weight) for layer in model.modules() if isinstance(getattr(layer, "weight", None), nn.Parameter))
+    if shared := [name for name, layer in found if owners[id(layer.weight)] > 1]:
+        raise ValueError(f"learner.lora_targets={list(targets)}: {', '.join(shared)} shares its weight with another layer")
     for name, layer in found:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, LoraLinear(layer, rank, alpha))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,12 @@ from srl.protocols.chat import first_line, load_tokenizer, model_folder
 
 # Logits, in elements, that may exist at one time: 1 GiB in float32.
 LOGITS_AT_ONCE = 2**28
+# Families whose packed log-probabilities are those of their own forward pass (tests/test_families.py). Others scale or cap their
+# logits, add to attention's scores, or carry a state from token to token, which here would run from one sequence into the next.
+FAMILIES = {
+    "ernie4_5", "gemma", "gemma3_text", "glm4", "gpt2", "gpt_neox", "helium", "llama", "mistral", "mixtral", "olmo2", "opt", "phi",
+    "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+}  # fmt: skip
 VALUE_HEAD = "value_head.safetensors"
 # What makes weights of one model computable as another: engines keep the configuration that they were started with.
 ARCHITECTURE = (
@@ -28,11 +35,14 @@ ARCHITECTURE = (
 
 
 class TokenLogprobs(nn.Module):
-    """Wraps a Hugging Face model. Only positions that are trained go through the output layer."""
+    """Wraps a Hugging Face model. Only positions that are trained go through the output layer.
 
-    def __init__(self, model: nn.Module):
+    `most` gives the largest of all ranks' numbers, where ranks must call the output layer equally often: it is sharded.
+    """
+
+    def __init__(self, model: nn.Module, most: Callable[[int], int] = int):
         super().__init__()
-        self.model = model
+        self.model, self.most = model, most
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of each trained token, [trained tokens], nats."""
@@ -40,12 +50,13 @@ class TokenLogprobs(nn.Module):
         targets = batch.ids[batch.trained]
         head = self.model.get_output_embeddings()
         rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
-        if len(targets) <= rows:
+        count = self.most(max(1, -(-len(targets) // rows)))
+        if count == 1:
             return token_logprobs(head, before, targets)
-        # Logits of one part at a time exist; the backward pass computes them again.
+        # Logits of one part at a time exist; the backward pass computes them again. Parts may be empty.
         parts = [
             checkpoint(token_logprobs, head, *part, use_reentrant=False)
-            for part in zip(before.split(rows), targets.split(rows), strict=True)
+            for part in zip(before.tensor_split(count), targets.tensor_split(count), strict=True)
         ]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
@@ -93,9 +104,17 @@ def load_critic(path: str, config: ModelConfig) -> TokenValues:
     return critic
 
 
+def check_family(path: str, setting: str) -> None:
+    """Raises ConfigError, naming the setting, for a model that can be sampled from and not be trained."""
+    kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    if kind not in FAMILIES:
+        raise ConfigError(f"{setting}={path}: a {kind} model cannot be trained here, only {', '.join(sorted(FAMILIES))}")
+
+
 def load_model(path: str, config: ModelConfig) -> nn.Module:
-    """Raises ConfigError with the folder and what is wrong with it."""
+    """For training. Raises ConfigError with the folder and what is wrong with it."""
     try:
+        check_family(path, "model.path")
         # Safetensors hold no code; pickled weights and modules beside a model do.
         return AutoModelForCausalLM.from_pretrained(
             path,

@@ -1,5 +1,6 @@
 """Several sequences in one row without padding: which go together, and attention that keeps them apart."""
 
+import heapq
 from collections.abc import Sequence
 
 import torch
@@ -30,12 +31,13 @@ def pack(lengths: Sequence[int], budget: int, ranks: int, units: Sequence[str] |
 
 def fill(sizes: Sequence[tuple[int, list[int]]], count: int) -> list[tuple[list[int], bool]]:
     """Largest first, each into the row with the fewest tokens so far; with each row, whether it holds at most one unit."""
-    rows: list[tuple[list[int], int, int]] = [([], 0, 0)] * count
+    rows: list[list[list[int]]] = [[] for _ in range(count)]
+    lightest = [(0, row) for row in range(count)]
     for size, unit in sizes:
-        lightest = min(range(count), key=lambda row: rows[row][1])
-        indices, tokens, units = rows[lightest]
-        rows[lightest] = indices + unit, tokens + size, units + 1
-    return [(indices, units <= 1) for indices, _, units in rows]
+        tokens, row = lightest[0]
+        rows[row].append(unit)
+        heapq.heapreplace(lightest, (tokens + size, row))
+    return [([index for unit in row for index in unit], len(row) <= 1) for row in rows]
 
 
 def positions(lengths: Sequence[int]) -> torch.Tensor:
