@@ -23,8 +23,8 @@ LOGITS_AT_ONCE = 2**28
 # Families whose packed log-probabilities are those of their own forward pass (tests/test_families.py). Others scale or cap their
 # logits, add to attention's scores, or carry a state from token to token, which here would run from one sequence into the next.
 FAMILIES = {
-    "ernie4_5", "gemma", "gemma3_text", "glm4", "gpt2", "gpt_neox", "helium", "llama", "mistral", "mixtral", "olmo2", "opt", "phi",
-    "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+    "ernie4_5", "gemma", "gemma3_text", "glm4", "gpt2", "gpt_neox", "helium", "llama", "mistral", "mixtral", "olmo2", "opt",
+    "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 }  # fmt: skip
 VALUE_HEAD = "value_head.safetensors"
 # What makes weights of one model computable as another: engines keep the configuration that they were started with.
