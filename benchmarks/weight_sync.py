@@ -2,9 +2,12 @@
 
 A model of random bfloat16 weights in the shape of Qwen2.5-0.5B goes from one process into others that hold the same tensors, as
 it goes to engines, by each of the three ways: as buckets through Ray's object store, or straight from the sender by `broadcast`
-(gloo) and `ipc` (a file that both map). Beside them, on the same actors and alternating with them: the same tensors
-with one call per parameter, as many trainers do it. What an engine does with its copy is not measured. Prints JSON: seconds,
-bytes per second over those of a plain copy here, ratios.
+(gloo) and `ipc` (a file that both map). Beside them, on the same actors and alternating with them, one call per parameter and
+receiver, each waited for, in two encodings: `one_call_per_parameter` puts the torch tensor itself into the object store, as many
+trainers do, and most of its time is the pickling of tensors; `one_call_per_parameter_as_bytes` puts each as a bucket of its own,
+without checksum, so that what it takes longer than `store` is the price of the calls. What an engine does with its copy is not
+measured. That every tensor arrives is checked once per way, before. Prints JSON: seconds, bytes per second over those of a plain
+copy here, ratios.
 """
 
 import argparse
@@ -21,13 +24,14 @@ from ray.actor import ActorHandle
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from srl.weights.broadcast import BroadcastGroup, open_store
-from srl.weights.bucket import fill_buckets, unpack
+from srl.weights.bucket import Bucket, checksum, fill_buckets, pack, unpack
 from srl.weights.bundle import Bundle, Lazy, receive, send
 from srl.weights.stream import Link, Outgoing, Part, Stream, hand_over, receive_part
 
 CPU = torch.device("cpu")
 MIB = 2**20
 WAIT_S = 300
+CALLS = {"one_call_per_parameter": False, "one_call_per_parameter_as_bytes": True}  # whether each goes as a bucket does
 
 
 class Receiver:
@@ -44,8 +48,7 @@ class Receiver:
         buckets = receive(bundle, WAIT_S)
         here = time.monotonic()
         for bucket in buckets:
-            for name, tensor in unpack(bucket):
-                self.weights[name].copy_(tensor)
+            self.load_bucket(bucket)
         return here - started, time.monotonic() - here
 
     def load_part(self, part: dict[str, dict] | Link) -> None:
@@ -56,14 +59,19 @@ class Receiver:
         for name, tensor in named:
             self.weights[name].copy_(tensor)
 
-    def load_one(self, name: str, content: torch.Tensor) -> None:
-        self.weights[name].copy_(content)
+    def load_bucket(self, bucket: Bucket) -> None:
+        for name, tensor in unpack(bucket):
+            self.weights[name].copy_(tensor)
 
-    def take(self, name: str) -> torch.Tensor:
-        """A copy of that tensor, which is zero from now on."""
-        content = self.weights[name].clone()
-        self.weights[name].zero_()
-        return content
+    def load_one(self, name: str, tensor: torch.Tensor) -> None:
+        self.weights[name].copy_(tensor)
+
+    def take(self) -> str:
+        """Digest of all weights, which are zero from now on."""
+        found = checksum(pack(list(self.weights.items())))
+        for tensor in self.weights.values():
+            tensor.zero_()
+        return found
 
 
 class Sender:
@@ -160,13 +168,18 @@ def straight(source: OneRank, receivers: list, way: str) -> dict[str, float]:
     return {"all": time.monotonic() - started, "pack": stream.seconds["pack"]}
 
 
-def one_by_one(weights: list, receivers: list) -> float:
+def one_by_one(weights: list, receivers: list, as_bytes: bool) -> dict[str, float]:
     """Every parameter: into the object store, one call to each receiver, wait."""
     started = time.monotonic()
     for name, tensor in weights:
-        reference = ray.put(tensor)
-        ray.get([receiver.load_one.remote(name, reference) for receiver in receivers], timeout=WAIT_S)
-    return time.monotonic() - started
+        if as_bytes:
+            reference = ray.put(pack([(name, tensor)]))
+            calls = [receiver.load_bucket.remote(reference) for receiver in receivers]
+        else:
+            reference = ray.put(tensor)
+            calls = [receiver.load_one.remote(name, reference) for receiver in receivers]
+        ray.get(calls, timeout=WAIT_S)
+    return {"all": time.monotonic() - started}
 
 
 def copy_speed() -> float:
@@ -213,12 +226,12 @@ def compared(
         "store": lambda: in_buckets(weights, receivers, options.bucket_mib),
         "broadcast": lambda: straight(source, receivers, "broadcast"),
         "ipc": lambda: straight(source, receivers, "ipc"),
-        "one_call_per_parameter": lambda: {"all": one_by_one(weights, receivers)},
+        **{way: lambda as_bytes=as_bytes: one_by_one(weights, receivers, as_bytes) for way, as_bytes in CALLS.items()},
     }
+    expected = checksum(pack(weights))
     for way in ways:
         ways[way]()  # warms up, and must arrive
-        name, expected = weights[len(weights) // 2]
-        assert all(torch.equal(ray.get(receiver.take.remote(name), timeout=WAIT_S), expected) for receiver in receivers), way
+        assert all(ray.get(receiver.take.remote(), timeout=WAIT_S) == expected for receiver in receivers), way
     rounds = [{way: run() for way, run in ways.items()} for _ in range(options.rounds)]
     size = sum(tensor.nbytes for _, tensor in weights)
     result = {}
@@ -227,7 +240,7 @@ def compared(
         result[way] = {
             "seconds": seconds,
             "bytes_per_s_over_copy": size / seconds["all"] / copy_bytes_per_s,
-            "one_call_per_parameter_over_it": median(each["one_call_per_parameter"]["all"] / each[way]["all"] for each in rounds),
+            **{f"{calls}_over_it": median(each[calls]["all"] / each[way]["all"] for each in rounds) for calls in CALLS},
         }
     return result
 
