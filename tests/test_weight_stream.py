@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -14,6 +15,8 @@ import ray
 import torch
 from ray import cloudpickle
 
+from srl.config import load_config
+from srl.learner.group import LearnerGroup, LearnerLost
 from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.bucket import fill_buckets
 from srl.weights.bundle import put_bundle
@@ -279,3 +282,36 @@ def test_lent_memory_that_is_dropped_leaves_no_file():
     assert isinstance(lent, Lent) and lent.file.exists()
     outgoing.drop()
     assert not lent.file.exists()
+
+
+@ray.remote(num_cpus=0)
+class Stuck:
+    """A learner that waits, in a call nobody can end, for members of a broadcast that will not come."""
+
+    def open_link(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    def join_link(self, size: int) -> None:
+        time.sleep(3600)
+
+    def break_off(self) -> None: ...
+
+
+@ray.remote(num_cpus=0)
+class NeverJoins:
+    def load_part(self, item) -> None:
+        os._exit(9)
+
+
+def test_a_learner_that_is_stuck_while_a_broadcast_is_set_up_counts_as_lost(cluster):
+    learners = LearnerGroup.__new__(LearnerGroup)
+    config = load_config(None, ["learner.transfer=broadcast"])
+    learner = config.learner.model_copy(update={"transfer_timeout_s": 1.0})
+    learners.config, learners.linked, learners.ranks = (
+        config.model_copy(update={"learner": learner}),
+        frozenset(),
+        [Stuck.remote()],
+    )
+    with pytest.raises(LearnerLost, match="learner.transfer_timeout_s=1: waited for learners to break a transfer off"):
+        hand_over(Stream(1, learners, broadcast=True), {"a": NeverJoins.remote()}, 1, 1.0)
+    ray.kill(learners.ranks[0])

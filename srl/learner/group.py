@@ -151,8 +151,12 @@ class LearnerGroup:
         self._all("finish_stream")
 
     def break_off(self) -> None:
+        """Raises LearnerLost when a rank does not answer: NCCL waits without a deadline for members that died while they met."""
         self.linked = frozenset()
-        self._all("break_off")
+        try:
+            self._get([rank.break_off.remote() for rank in self.ranks], "learners to break a transfer off", "transfer_timeout_s")
+        except TimeoutError as error:
+            raise LearnerLost(str(error)) from None
 
     def save(self, folder: Path) -> None:
         """A Hugging Face folder with the current weights."""

@@ -16,7 +16,8 @@ def open_store(host: str, timeout_s: float) -> tuple[dist.TCPStore, tuple[str, i
 
 
 class BroadcastGroup:
-    """Rank 0 sends. Every wait ends after `timeout_s`; after an error the group is of no more use.
+    """Rank 0 sends. Every wait ends after `timeout_s`, except that NCCL, while the members meet, waits for one that has died: who
+    is stuck there is to be killed. After an error the group is of no more use.
 
     Other groups of a process may be at work beside it: what this one waits for never waits for them.
     """
