@@ -104,6 +104,7 @@ def test_wording_that_the_tokenizer_cannot_write(tmp_path: Path, capfd: pytest.C
 
 def test_too_little_memory_for_the_engine(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert "rollout.kv_cache_gib=100000" in refused(tmp_path, capfd, "rollout.kv_cache_gib=100000")
+    assert "rollout.kv_cache_gib=100000" in refused(tmp_path, capfd, "rollout.kv_cache_gib=100000", "run.ray_address=local")
 
 
 @pytest.fixture

@@ -67,17 +67,27 @@ def test_dead_nodes_do_not_count():
     assert str(alive_nodes([node])[0]) == "a 4 CPUs 0 GPUs"
 
 
-def test_without_an_address_a_run_starts_a_ray_of_its_own(monkeypatch):
-    asked = []
+def test_without_an_address_or_with_local_a_run_starts_a_ray_of_its_own(monkeypatch):
+    asked, waited = [], []
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s: waited.append(wait_s))
+    for variable, setting in [("", ""), ("", "local"), ("local", ""), ("10.0.0.2:6379", "local")]:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        cluster.connect(config(f"run.ray_address={setting}"))
+    assert [options["address"] for options in asked] == ["local"] * 4
+    assert all(options["num_cpus"] == 8 for options in asked) and waited == [0, 0, 0, 0]
+
+
+def test_a_run_joins_the_cluster_that_is_configured_or_that_it_is_in(monkeypatch):
+    asked, waited = [], []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.append(options))
-    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s: None)
-    cluster.connect(config())
+    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s: waited.append(wait_s))
     cluster.connect(config("run.ray_address=10.0.0.1:6379"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     cluster.connect(config())
-    assert [options["address"] for options in asked] == ["local", "10.0.0.1:6379", "10.0.0.2:6379"]
-    assert ["num_cpus" in options for options in asked] == [True, False, False]
+    assert [options["address"] for options in asked] == ["10.0.0.1:6379", "10.0.0.2:6379"]
+    assert not any("num_cpus" in options for options in asked) and waited == [600, 600]
 
 
 def test_rays_head_forgets_old_calls_of_actors(monkeypatch):

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
         raise ConfigError(f"{path}: no such run directory")
     print(running_status(path))
     if options.timeline:
-        write_timeline(options.timeline, config.run.ray_address or os.environ.get("RAY_ADDRESS") or "auto")
+        write_timeline(options.timeline, config.run.cluster[1] or "auto")
 
 
 def write_timeline(file: str, address: str) -> None:

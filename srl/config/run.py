@@ -1,5 +1,6 @@
 """The run and the Ray it runs on."""
 
+import os
 from typing import Literal
 
 from pydantic import Field
@@ -16,7 +17,10 @@ class RunConfig(Section):
     directory: str = Field("runs", description="Where runs are kept.")
     seed: int = Field(0, description="Seed of sampling, shuffling and problem order.")
     fresh: bool = Field(False, description="Delete what an earlier run of this name left. Also spelled `fresh=true`.")
-    ray_address: str = Field("", description="Cluster to join; empty joins the one this process is in, else starts a local one.")
+    ray_address: str = Field(
+        "",
+        description="Cluster to join; empty joins the one this process is in, else starts a local one, as `local` always does.",
+    )
     nodes_wait_s: float = Field(
         600, ge=0, description="Longest wait for a joined cluster's nodes, until they have room for all actors; seconds."
     )
@@ -33,3 +37,11 @@ class RunConfig(Section):
     stall_s: float = Field(
         900, gt=0, description="Seconds without any movement after which the run says so and dumps all stacks."
     )
+
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """Setting or variable that names the cluster to join, and the address; "" for none, which means a local Ray."""
+        setting, address = "run.ray_address", self.ray_address
+        if not address:
+            setting, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")
+        return setting, "" if address == "local" else address

@@ -6,7 +6,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from srl.config import Config, ConfigError
-from srl.driver.cluster import check_address, check_port, cluster_address
+from srl.driver.cluster import check_address, check_port
 from srl.driver.policy import recipe_functions
 from srl.driver.problems import check_wording, load_task
 from srl.driver.resume import checkpoints
@@ -111,8 +111,8 @@ def check_inputs(config: Config, phases: Sequence[str]) -> None:
 
 def check_engines(config: Config) -> None:
     """Raises ConfigError when vLLM would run on the CPUs of this machine, which lacks what it needs."""
-    _, address = cluster_address(config)
-    if not config.rollout.gpus and address in ("", "local"):
+    _, address = config.run.cluster
+    if not config.rollout.gpus and not address:
         check_machine()
 
 

@@ -30,7 +30,7 @@ def connect(config: Config) -> None:
     options = {"namespace": f"srl-{config.run.name}", "log_to_driver": False, "logging_level": "ERROR"}
     if config.run.log == "json":
         options |= {"logging_config": ray.LoggingConfig(encoding="JSON", log_level="ERROR")}
-    setting, address = cluster_address(config)
+    setting, address = config.run.cluster
     if address:
         try:
             with stopped_afterwards():
@@ -84,16 +84,10 @@ def quiet_pipelines() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def cluster_address(config: Config) -> tuple[str, str]:
-    """Setting or variable that names the cluster to join, and the address; "" for none."""
-    setting = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
-    return setting, config.run.ray_address or os.environ.get("RAY_ADDRESS", "")
-
-
 def check_address(config: Config) -> None:
     """Raises ConfigError when nothing listens at the cluster's address, for which Ray itself would wait many minutes."""
-    setting, address = cluster_address(config)
-    if address in ("", "auto", "local"):
+    setting, address = config.run.cluster
+    if address in ("", "auto"):
         return
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():

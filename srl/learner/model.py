@@ -1,6 +1,5 @@
 """A causal language model that returns what training needs: log-probabilities (or values) of the trained tokens."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +198,8 @@ def check_model(config: Config, setting: str = "model.path") -> None:
     """Refuse a missing or broken model, by the setting that named it, and a machine too small for it, before anything starts."""
     count = check_folder(model_folder(config.model.path), setting)
     rollout = config.rollout
-    if rollout.gpus or config.run.ray_address or os.environ.get("RAY_ADDRESS"):
+    _, cluster = config.run.cluster
+    if rollout.gpus or cluster:
         return
     needed = rollout.workers * (rollout.kv_cache_gib * 2**30 + count * (4 if config.model.dtype == "float32" else 2))
     if needed > (free := psutil.virtual_memory().available):
