@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -36,9 +37,12 @@ class World:
 
     def __init__(self, moment: int | None = None, lost: frozenset[int] = frozenset(), missed: frozenset[int] = frozenset()):
         self.moment, self.lost, self.missed, self.count = moment, lost, missed, 0
+        self.asked: list[int] = []  # the moments at which a death of learners can show
 
     def tick(self, learner: bool = False, rollout: bool = False) -> None:
         self.count += 1
+        if learner or rollout:
+            self.asked.append(self.count)
         if self.count == self.moment:
             os.kill(os.getpid(), signal.SIGKILL)
         if learner and self.count in self.lost:
@@ -69,6 +73,8 @@ class Pool:
         self.held[0] += sum(map(len, groups))
 
     def completed(self, timeout_s: float) -> list[list[Trajectory]]:
+        if not self.running:
+            return []
         self.world.tick(rollout=True)
         group = self.running.pop(self.rng.randrange(len(self.running)))
         self.held[0] -= len(group)
@@ -134,7 +140,7 @@ class Update:
         self.value = json.loads((folder / "value.json").read_text())
 
     def rebuild(self) -> None:
-        self.value = float("nan")
+        self.value = 1.0
 
     def to_record(self) -> dict:
         return {}
@@ -190,17 +196,19 @@ def no_engines(monkeypatch):
 
 
 def play(
-    folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2, upload: str = "", colocate: bool = False
+    folder: Path, ahead: int, world: World, seed: int = 0, retries: int = 2, upload: str = "", colocate: bool = False, more=()
 ) -> Update:
     (folder / "checkpoints").mkdir(exist_ok=True)
     overrides = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", f"rl.ahead={ahead}"]
     overrides += [f"learner.retries={retries}", f"learner.upload={upload}", f"rollout.colocate={colocate}"]
-    session = Session(load_config(None, overrides), folder, world, seed)
+    session = Session(load_config(None, [*overrides, *more]), folder, world, seed)
     update = Update(world, session.pool())
+    training = Training(session, update, PROBLEMS, [], lambda text: None)
     with pytest.MonkeyPatch.context() as patch:
         # A checkpoint whose files are written and that has not got its name yet is a moment too.
         patch.setattr(checkpoint, "flush", lambda folder: world.tick())
-        rl.train(Training(session, update, PROBLEMS, [], lambda text: None))
+        rl.train(training)
+    assert not training.flow.sampled, "sampled, and no step trained it"
     return update
 
 
@@ -286,6 +294,32 @@ def test_a_loss_with_bound_zero_ends_where_an_undisturbed_run_does(tmp_path_fact
     value, moments = whole(tmp_path_factory.mktemp("alone"))
     for moment in moments[8:40:3]:
         assert play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment}))).value == value
+
+
+@pytest.mark.parametrize(("ahead", "every"), [(0, 1), (0, 3), (1, 1), (1, 3)])
+def test_two_losses_at_any_moments_cost_no_prompt_and_sample_nothing_that_no_step_trains(tmp_path_factory, ahead, every):
+    def ends_well(*moments: int) -> list[int]:
+        folder, world = tmp_path_factory.mktemp("lost"), World(lost=frozenset(moments), missed=frozenset(moments))
+        value = play(folder, ahead, world, more=[f"learner.checkpoint_every={every}"]).value
+        assert sorted(trained(folder)) == list(range(STEPS * PROMPTS)) and (ahead or value == alone), f"lost at {moments}"
+        return world.asked
+
+    alone, _ = whole(tmp_path_factory.mktemp("alone"))
+    for first in ends_well()[::2]:
+        later = [moment for moment in ends_well(first) if moment > first]
+        for second in later[:3]:
+            ends_well(first, second)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_loss_in_the_first_moments_after_a_resume_costs_no_prompt(tmp_path_factory, ahead):
+    for moment in range(30, 80, 13):
+        cut = tmp_path_factory.mktemp("cut")
+        assert killed(cut, ahead, moment)
+        for lost in range(1, 5):
+            folder = shutil.copytree(cut, tmp_path_factory.mktemp("again") / "run")
+            play(folder, ahead, World(lost=frozenset({lost}), missed=frozenset({lost})))
+            assert sorted(trained(folder)) == list(range(STEPS * PROMPTS)), f"killed at {moment}, lost at {lost}"
 
 
 def test_a_run_whose_disk_was_lost_after_its_end_has_its_last_step_and_best_policy_from_the_upload(tmp_path, monkeypatch):

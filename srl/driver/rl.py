@@ -105,33 +105,38 @@ class Training:
             self.validate()
             self.save()
             return
-        self.step, self.version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
+        self.load(folder)
+        self.flow.begin_again(self.step)
         restore_best(folder, self.session.run.file("checkpoints/rl"))
         self.say(f"continuing with step {self.step + 1}")
-        self.history = forget_after(self.session.run, self.step)
         self.publish()
         self.shake_hands()
-        self.flow.begin_again(self.step)
 
     def recover(self) -> None:
         """After a learner's death, also when only its weights are missed: new learners, the last checkpoint.
 
-        What was sampled stays if it is from the same step.
+        What was sampled stays if it is from the same step. The next death may come at any call to learners or pool. None is
+        between the ledger and the flow, so that they always fit.
         """
         self.update.rebuild()
         if (folder := self.store.latest()) is None:
             self.begin()
             return
-        before, record = self.step, self.ledger.to_record()
-        self.step, _, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
-        self.history = forget_after(self.session.run, self.step)
-        self.publish()
+        before, in_flight = self.step, self.ledger.to_record()
+        self.load(folder)
         if self.step == before:
-            self.ledger.restore(record)
+            self.ledger.restore(in_flight)
             self.flow.put_back(self.taken)
         else:
             self.flow.new_life(self.step)
         self.taken = {}
+        self.publish()
+
+    def load(self, folder: Path) -> None:
+        """The checkpoint's state, also of the ledger; whether the flow still fits is for the caller to say."""
+        self.step, version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
+        self.version = max(self.version, version)
+        self.history = forget_after(self.session.run, self.step)
 
     def shake_hands(self) -> None:
         """In the first minute: what the rollout workers sample with the weights they were sent is what the learners would say.
