@@ -20,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srl.config import Config, ConfigError, load_config
-from srl.driver import rl
+from srl.driver import resume, rl
+from srl.driver.flow import Flow
+from srl.driver.ledger import Ledger, Stream
 from srl.driver.rl import Training
 from srl.learner import checkpoint
 from srl.learner.group import LearnerLost
@@ -79,6 +81,10 @@ class Pool:
         group = self.running.pop(self.rng.randrange(len(self.running)))
         self.held[0] -= len(group)
         return [group]
+
+    def generate(self, protocol: str, trajectories: list[Trajectory], temperature: float) -> list[Trajectory]:
+        self.world.tick(rollout=True)
+        return self._sample(trajectories)
 
     def load_weights(self, bundle: Bundle) -> dict[str, float]:
         self.world.tick(rollout=True)
@@ -320,6 +326,27 @@ def test_a_loss_in_the_first_moments_after_a_resume_costs_no_prompt(tmp_path_fac
             folder = shutil.copytree(cut, tmp_path_factory.mktemp("again") / "run")
             play(folder, ahead, World(lost=frozenset({lost}), missed=frozenset({lost})))
             assert sorted(trained(folder)) == list(range(STEPS * PROMPTS)), f"killed at {moment}, lost at {lost}"
+
+
+def test_learners_that_are_lost_while_a_mixture_is_sampled_cost_no_prompt(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(resume, "receive", lambda bundle, timeout_s: [])  # a fake bundle has no bytes
+    monkeypatch.setattr(resume, "read_previous", lambda folder, version, config: Bundle(version, 0.5, 8))
+    undisturbed = World()
+    play(tmp_path_factory.mktemp("mixed"), 0, undisturbed, more=["rl.previous_share=0.5"])
+    for moment in undisturbed.asked[4:]:
+        folder = tmp_path_factory.mktemp("mixed")
+        world = World(lost=frozenset({moment}), missed=frozenset({moment}))
+        play(folder, 0, world, more=["rl.previous_share=0.5"])
+        assert trained(folder) == list(range(STEPS * PROMPTS)), f"lost at {moment}"
+
+
+def test_a_step_that_waits_for_what_nobody_samples_says_so_at_once(tmp_path):
+    config = load_config(None, ["rl.prompts=2", "rl.group=2", "rl.mini_batches=1", "rl.ahead=0"])
+    ledger = Ledger(batch=2, ahead=0, in_flight={0: 0, 1: 0})
+    flow = Flow(Session(config, tmp_path, World(), 0), Stream(PROBLEMS, 0), ledger)
+    flow.put_back({1: []})
+    with pytest.raises(RuntimeError, match=r"step 0: positions \[0\] of the ledger are in flight, but nobody samples them"):
+        flow.take(0)
 
 
 def test_a_run_whose_disk_was_lost_after_its_end_has_its_last_step_and_best_policy_from_the_upload(tmp_path, monkeypatch):

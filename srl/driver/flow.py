@@ -54,12 +54,15 @@ class Flow:
     def take(self, step: int) -> dict[int, list[Trajectory]]:
         """The groups that this step trains, by position, in order; waits until they are sampled.
 
-        Raises TimeoutError when no group ends for twice `rollout.timeout_s`.
+        Raises TimeoutError when no group ends for twice `rollout.timeout_s`, RuntimeError when none is on its way.
         """
         limit = 2 * self.session.config.rollout.timeout_s
         last_news = time.monotonic()
         while (chosen := self.ledger.choose(step, self.sampled)) is None:
             self._submit()
+            if not self.session.pool().held.total():
+                lost = sorted(self.ledger.in_flight.keys() - self.sampled)
+                raise RuntimeError(f"step {step}: positions {lost} of the ledger are in flight, but nobody samples them")
             if groups := self.session.pool().completed(WAIT_S):
                 last_news = time.monotonic()
                 self._receive(groups)

@@ -115,8 +115,8 @@ class Training:
     def recover(self) -> None:
         """After a learner's death, also when only its weights are missed: new learners, the last checkpoint.
 
-        What was sampled stays if it is from the same step. The next death may come at any call to learners or pool. None is
-        between the ledger and the flow, so that they always fit.
+        What was sampled stays if it is from the same step, but for a mixture: that is sampled whole or not at all. The next
+        death may come at any call to learners or pool. None is between the ledger and the flow, so that they always fit.
         """
         self.update.rebuild()
         if (folder := self.store.latest()) is None:
@@ -124,7 +124,7 @@ class Training:
             return
         before, in_flight = self.step, self.ledger.to_record()
         self.load(folder)
-        if self.step == before:
+        if self.step == before and not self.session.config.rl.previous_share:
             self.ledger.restore(in_flight)
             self.flow.put_back(self.taken)
         else:
