@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from srl.config import Config, RunConfig
-from srl.observe.health import Beat, likely_cause, memory_risks, silent, stalled
+from srl.observe.health import Beat, killed_for_memory, likely_cause, memory_risks, silent, stalled
 from srl.observe.pulse import Board, start_pulse
 from srl.observe.run_directory import RunDirectory
 from srl.observe.watchdog import Watchdog, is_dead
@@ -23,6 +23,37 @@ from srl.observe.watchdog import Watchdog, is_dead
 GIB = 2**30
 LEARNER = Beat("learner", 0, "a1", "10.0.0.1", 41, "train>backward", 9 * GIB, 10 * GIB, 16 * GIB, heard=100, moved=90, since=95)
 ROLLOUT = Beat("rollout", 1, "b2", "10.0.0.2", 42, "idle", 2 * GIB, 4 * GIB, 16 * GIB, heard=88, moved=60, since=60)
+
+# What Ray 2.60 writes of an actor that a signal kills or a segmentation fault, of one whose node is lost, and its memory
+# monitor's report of one that still ran its constructor, the other actor being spared.
+CRASH = """The actor died unexpectedly before finishing this task.
+\tclass_name: Learner
+\tactor_id: a1
+\tpid: 41
+\tip: 10.0.0.1
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly \
+exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed by the OOM killer \
+due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due to SIGSEGV or another \
+unexpected error. If the process was killed by the kernel OOM killer (verifiable by checking for OOM in dmesg of the OOMing \
+node), consider enabling resource isolation via --enable-resource-isolation to prevent node deaths by resource contention and \
+significant loss of progress by uninformed kernel OOM killing."""
+NODE = """The actor died unexpectedly before finishing this task.
+\tclass_name: Learner
+\tactor_id: a1
+The actor died because its node has died. Node Id: f36c655636db58e1e08e94d510664251213dc504277b1d4ea6590ce3
+\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"""
+MONITOR = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1, ID: f11745) was \
+8.23GB used / 23.54GB limit (0.349701)
+OOM kill reason: Memory usage 8741367808B exceeded threshold of 8720397312B (34.5% of 25276514304B limit)
+Ray killed 1 worker(s) based on the killing policy
+Considered workers: [
+(Actor(63a1b3e602ad0c1e803f4be401000000): job ID=01000000, lease ID=0000, task name=A.__init__, required resources={}, pid=43)
+Selected to kill: (Task: job ID=01000000, lease ID=00000000e678, task name=Learner.__init__, required resources={}, pid=41, \
+actual memory used=0.05GB, worker ID=3224f859872fa515fcfde910470ffd1de6574a748331f7260b407d12)
+]
+Total non-selected idle workers: 1
+To see more information about memory usage on this node, use `ray logs raylet.out -ip 10.0.0.1`
+Refer to the documentation on how to address the out of memory issue."""
 
 
 def test_only_who_was_not_heard_for_the_limit_is_silent():
@@ -49,16 +80,24 @@ def test_a_full_node_is_named_with_its_largest_actors_and_the_settings_that_matt
 @pytest.mark.parametrize(
     ("message", "used", "cause"),
     [
-        ("The actor died unexpectedly", 15, "out of memory; settings that change it: learner.micro_batch_tokens"),
-        ("Task was killed due to the node running low on memory (OOM)", 5, "out of memory"),
-        ("The node with node id 12 has been marked dead", 5, "its node left the cluster"),
-        ("Worker exit detail: connection error code 2", 5, "killed by a signal or by an error in native code"),
+        (CRASH, 15, "out of memory; settings that change it: learner.micro_batch_tokens"),
+        (MONITOR, 5, "out of memory; settings that change it: learner.micro_batch_tokens"),
+        (NODE, 5, "its node left the cluster"),
+        (CRASH, 5, "killed by a signal or by an error in native code"),
+        (CRASH.replace("class_name: Learner", "namespace: srl-bloom"), 5, "killed by a signal or by an error in native code"),
     ],
 )
 def test_a_death_is_explained_by_the_last_heartbeat_and_rays_message(message: str, used: int, cause: str):
     line = likely_cause("a1", message, [ROLLOUT, replace(LEARNER, node_used=used * GIB)], now=103)
     assert line.startswith("learner 0 on 10.0.0.1 (pid 41) died in train>backward; 3 s before, it had 9.0 GiB resident")
     assert cause in line
+
+
+def test_the_memory_monitors_report_says_which_process_it_killed_on_which_node():
+    spared, elsewhere = replace(LEARNER, pid=43), replace(LEARNER, node="10.0.0.11")
+    assert killed_for_memory(MONITOR, [ROLLOUT, spared, elsewhere, LEARNER]) is LEARNER
+    assert killed_for_memory(MONITOR, [ROLLOUT, spared, elsewhere]) is None
+    assert killed_for_memory(MONITOR.replace("(Task:", "(Actor(a1):"), [spared, LEARNER]) is LEARNER
 
 
 def test_an_actor_that_was_never_heard_is_not_explained():
@@ -196,7 +235,8 @@ def test_the_error_of_a_dead_actor_becomes_its_likely_cause(watched):
     wait_for(lambda: is_dead(caught.value.actor_id), "Ray to know of the death")
     wrapped = RuntimeError("a training step failed")
     wrapped.__cause__ = caught.value
-    assert f"(pid {pid}) died in " in watchdog.explain(wrapped)
+    cause = watchdog.explain(wrapped)
+    assert f"(pid {pid}) died in " in cause and "killed by a signal or by an error in native code" in cause
     assert watchdog.explain(ValueError("another thing")) is None
 
 

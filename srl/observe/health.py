@@ -78,17 +78,21 @@ def likely_cause(actor_id: str, message: str, beats: Iterable[Beat], now: float)
         f"{beat.name} on {beat.node} (pid {beat.pid}) died in {beat.doing}; {now - beat.heard:.0f} s before, it had "
         f"{gibibytes(beat.resident)} resident and its node used {share:.0%} of {gibibytes(beat.node_limit)}"
     )
-    text = message.lower()
-    if "out of memory" in text or "oom" in text or "memory monitor" in text or share > MEMORY_SHARE:
+    # Ray's message about any crash speaks of the OOM killer, nodes and deaths: only these sentences mean them.
+    if "killed due to the node running low on memory" in message or share > MEMORY_SHARE:
         return f"{seen}: out of memory; {remedy(beat)}"
-    if "node" in text and ("died" in text or "dead" in text or "preempt" in text):
+    if "because its node has died" in message:
         return f"{seen}: its node left the cluster"
     return f"{seen}: killed by a signal or by an error in native code; its own log says more (`ray logs actor --id {actor_id}`)"
 
 
-def killed_for_memory(message: str) -> list[str]:
-    """Ids of the actors that Ray's memory monitor killed, from its report; the actors it spared are in it too."""
-    return re.findall(r"Selected to kill: \(Actor\((\w+)\)", message)
+def killed_for_memory(report: str, beats: Iterable[Beat]) -> Beat | None:
+    """The last heartbeat of what Ray's memory monitor killed, from its report, which names those it spared too.
+
+    It knows an actor by its process: one whose constructor still runs has no id there.
+    """
+    pids = {int(pid) for pid in re.findall(r"^Selected to kill: \(.*?\bpid=(\d+)", report, re.MULTILINE)}
+    return next((beat for beat in beats if beat.pid in pids and f"(IP: {beat.node}," in report), None)
 
 
 def remedy(beat: Beat) -> str:

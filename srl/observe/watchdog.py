@@ -174,14 +174,11 @@ class Watchdog:
 def cause_of(error: BaseException | None, beats: Sequence[Beat], now: float) -> str | None:
     """The likely cause of the first actor's death among the causes of `error`, if its heartbeat is among `beats`."""
     while error is not None:
-        dead = []
-        if isinstance(error, RayActorError):
-            dead = [error.actor_id]
-        elif isinstance(error, OutOfMemoryError):  # no RayActorError, and who died is in its text alone
-            dead = killed_for_memory(str(error))
-        for actor_id in dead:
-            if cause := likely_cause(actor_id, str(error), beats, now):
-                return cause
+        actor_id = error.actor_id if isinstance(error, RayActorError) else None
+        if isinstance(error, OutOfMemoryError) and (killed := killed_for_memory(str(error), beats)):
+            actor_id = killed.actor_id  # this error is no RayActorError, and only its text says who died
+        if actor_id:
+            return likely_cause(actor_id, str(error), beats, now)
         error = error.__cause__
     return None
 
