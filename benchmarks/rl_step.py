@@ -8,7 +8,10 @@ and with gradient checkpointing, as are its defaults; srl in the weights, with t
 time, of this process and all it started against TRL's process, says the same on a machine that does other things too.
 
 Simulated: steps per hour with `rl.ahead` 0, 1, 2 and 4 against 0, with the real ledger, and engines that sample groups of
-log-normal length side by side; no model runs (--simulate: this alone). Prints JSON.
+log-normal length side by side, one each; no model runs (--simulate: this alone). When weights come, engines do what
+`rollout.weight_update` and `learner.transfer` say (WAYS). A real engine has many trajectories and ends all of them first, so
+`finish by store` is between the two that are simulated with `finish`. With `continue`, that keys and values are computed again is
+not simulated. Prints JSON.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import random
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 
@@ -35,6 +39,13 @@ from srl.tasks.problems import Problem, chain_problems
 
 RATE = 1e-5
 PHASES = ("rollout", "reward", "learner", "sync")
+# Values of rollout.weight_update, and with `finish` the two kinds of learner.transfer.
+WAYS = {
+    "finish by store": "each engine ends its group, loads and goes on; the driver waits for all",
+    "finish by broadcast": "no engine begins a group before all have ended theirs and loaded",
+    "continue": "all load at once, their groups stand still and go on",
+}
+LOADING = -1  # in place of a group
 
 
 def one_step(session: Session, update: PolicyUpdate, problems: list[Problem], number: int) -> dict[str, float]:
@@ -137,38 +148,78 @@ def summary(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dic
     return result
 
 
-def simulated(ahead: int, steps: int, batch: int, engines: int, train_s: float, sync_s: float, spread: float, seed: int) -> dict:
-    """Seconds of `steps` steps. Each engine samples one group at a time, of log-normal length with median 1 s."""
-    rng, ledger = random.Random(seed), Ledger(batch, ahead)
-    now, queue, running, finished, ages = 0.0, [], [], set(), Counter()
-    free = engines
+@dataclass
+class Engines:
+    """`count` engines; each samples one group at a time, of log-normal length with median 1 s, and loads weights for `sync_s`."""
 
-    def fill() -> None:
-        nonlocal free
-        while queue and free:
-            heapq.heappush(running, (now + rng.lognormvariate(0.0, spread), queue.pop(0)))
-            free -= 1
+    count: int
+    spread: float
+    sync_s: float
+    rng: random.Random
+    now: float = 0.0
+    queue: list[int] = field(default_factory=list)  # groups to begin
+    finished: set[int] = field(default_factory=set)
+    busy: list[tuple[float, int]] = field(default_factory=list)  # heap of (when an engine is free, its group)
+    last: set[int] = field(default_factory=set)  # groups after which their engine loads
+    paused: bool = False
 
-    def advance(until: float) -> None:
-        """Let engines work until that time."""
-        nonlocal now, free
-        while running and running[0][0] <= until:
-            now, position = heapq.heappop(running)
-            finished.add(position)
-            free += 1
-            fill()
-        now = max(now, until)
+    def begin(self, *groups: int) -> None:
+        self.queue += groups
+        while self.queue and len(self.busy) < self.count and not self.paused:
+            heapq.heappush(self.busy, (self.now + self.rng.lognormvariate(0.0, self.spread), self.queue.pop(0)))
 
+    def advance(self, until: float) -> None:
+        """Work until that time."""
+        while self.busy and self.busy[0][0] <= until:
+            self.now, group = heapq.heappop(self.busy)
+            if group != LOADING:
+                self.finished.add(group)
+            if group in self.last:
+                self.last.remove(group)
+                heapq.heappush(self.busy, (self.now + self.sync_s, LOADING))
+            self.begin()
+        self.now = max(self.now, until)
+
+    def load(self, way: str) -> None:
+        """Returns when all hold the new weights. WAYS says what an engine does until then."""
+        drained = max((end for end, _ in self.busy), default=self.now)
+        if way == "finish by store":
+            self.last = {group for _, group in self.busy}
+        elif way == "finish by broadcast":
+            self.paused = True
+            self.advance(drained)
+            self.paused = False
+        else:
+            drained, self.busy = self.now, [(end + self.sync_s, group) for end, group in self.busy]
+        self.busy += [(self.now + self.sync_s, LOADING)] * (self.count - len(self.busy))
+        heapq.heapify(self.busy)
+        self.advance(drained + self.sync_s)
+
+
+def simulated(
+    way: str, ahead: int, steps: int, batch: int, engines: int, train_s: float, sync_s: float, spread: float, seed: int
+) -> dict:
+    """Seconds of `steps` steps, and by how many steps the oldest and the mean group was older than the step that trained it."""
+    ledger, fleet, ages = Ledger(batch, ahead), Engines(engines, spread, sync_s, random.Random(seed)), Counter()
     for step in range(steps):
-        queue += ledger.admit(step, steps * batch)
-        fill()
-        while (chosen := ledger.choose(step, finished)) is None:
-            advance(running[0][0])
+        fleet.begin(*ledger.admit(step, steps * batch))
+        while (chosen := ledger.choose(step, fleet.finished)) is None:
+            fleet.advance(fleet.busy[0][0])
         ages.update(step - ledger.in_flight[position] for position in chosen)
-        finished -= set(chosen)
-        advance(now + train_s + sync_s)
+        fleet.finished -= set(chosen)
+        fleet.advance(fleet.now + train_s)
+        fleet.load(way)
         ledger.settle(dict.fromkeys(chosen, "trained"))
-    return {"seconds": now, "oldest": max(ages), "mean_age": sum(age * n for age, n in ages.items()) / ages.total()}
+    return {"seconds": fleet.now, "oldest": max(ages), "mean_age": sum(age * n for age, n in ages.items()) / ages.total()}
+
+
+def compared(shape: dict) -> dict[str, dict[int, dict]]:
+    """By way of the weights and steps ahead."""
+    found = {way: {ahead: simulated(way, ahead, **shape) for ahead in (0, 1, 2, 4)} for way in WAYS}
+    for row in found.values():
+        for value in row.values():
+            value["times_faster_than_synchronous"] = row[0]["seconds"] / value["seconds"]
+    return found
 
 
 def main() -> None:
@@ -188,10 +239,7 @@ def main() -> None:
             result["step"] = measured(options, folder)
     # One step samples 64 groups on 16 engines, 4 s and a tail; training takes 3 s.
     shape = {"steps": 200, "batch": 64, "engines": 16, "train_s": 3.0, "sync_s": 0.2, "spread": 0.8, "seed": 0}
-    found = {ahead: simulated(ahead, **shape) for ahead in (0, 1, 2, 4)}
-    for value in found.values():
-        value["times_faster_than_synchronous"] = found[0]["seconds"] / value["seconds"]
-    result["simulated"] = {"shape": shape, "ahead": found}
+    result["simulated"] = {"shape": shape, "ahead": compared(shape)}
     print(json.dumps(result, indent=1))
 
 
