@@ -1,6 +1,6 @@
 """Fine-tuning sets made of the same samples, at one size: the mixes of the paper's Table 8, or its baselines without verdicts.
 
-    python -m benchmarks.ablations mixes     [--seeds 0 1 2] [--size 1000] [--folder runs/ablations] [section.key=value ...]
+    python -m benchmarks.ablations mixes     [--seeds 0,1,2] [--size 1000] [--folder runs/ablations] [section.key=value ...]
     python -m benchmarks.ablations baselines [...]
 
 For each seed one run samples; then each set is assembled from those samples, trained and evaluated in a run of its own. What is
@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from srl.commands.numbers import several
 from srl.config import Config, load_config
 from srl.pipelines.assemble import COLUMNS, choose, counts_to_keep
 from srl.pipelines.samples import problems_in, sample_files
@@ -144,15 +145,16 @@ def directions(what: str, rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(SETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=several(int), default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=1000, help="most demonstrations of a set (default 1000)")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
-    options, settings = parser.parse_known_args()
+    parser.add_argument("settings", nargs="*", metavar="section.key=value")
+    options = parser.parse_intermixed_args()
     folder = options.folder.absolute()
     (folder / options.what).mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in options.seeds:
-        rows += one_seed(options.what, seed, folder, options.size, settings)
+        rows += one_seed(options.what, seed, folder, options.size, options.settings)
         (folder / options.what / "results.json").write_text(json.dumps({"schema": 1, "rows": rows}, indent=1))
     print("", table(rows), "", *directions(options.what, rows), sep="\n")
 

@@ -1,6 +1,6 @@
 """Every algorithm of stage 2 on the same budget of samples, over several seeds: one command, one table.
 
-    python -m benchmarks.algorithms [--seeds 0 1 2] [--only ppo dpo ...] [--dry-run] [section.key=value ...]
+    python -m benchmarks.algorithms [--seeds 0,1,2] [--only ppo,dpo,...] [--dry-run] [section.key=value ...]
 
 Makes a stage-1 model for each seed, starts every method from it or from the base model, evaluates, and prints Markdown: a line
 per method (mean over seeds, range in brackets), then each claim with the numbers that decide it. Overrides go to every run. What
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srl.commands.numbers import several
 from srl.config import Config, load_config
 from srl.driver.reproduce import variant_overrides
 from srl.driver.run import COMMANDS
@@ -142,8 +143,8 @@ def claims(rows: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[bool, str]]
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.algorithms", description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", type=several(int), default=[0, 1, 2])
+    parser.add_argument("--only", type=several(str, METHODS), metavar="METHOD,...", default=list(METHODS))
     parser.add_argument("--directory", type=Path, default=Path("runs/algorithms"), help="where the runs are kept")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")

@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-exactly-once-"))
     victims = ["driver", "engine"] * options.kills
     random.Random(options.seed).shuffle(victims)

@@ -29,6 +29,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from srl.commands.numbers import several
 from srl.config import RewardConfig
 from srl.reward.answer import stated_answer
 from srl.reward.gold import read_gold
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="of our grader; plain math-verify has one (default 2)")
     parser.add_argument("--cases", type=Path, default=SHARED / "verifier" / "cases.jsonl", help="labelled cases")
     parser.add_argument("--attacks", type=Path, default=SHARED / "verifier" / "adversarial.jsonl", help="attacks")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the above (default all)")
+    parser.add_argument("--parts", type=several(str, PARTS), default=PARTS, help="of the above (default all)")
     options = parser.parse_args()
     sources = options.sources or [f"{name}={SHARED}/data/{file}.jsonl" for name, file in FILES.items()]
     files = [Path(source.partition("=")[2] or source) for source in sources if not on_hub(source)]

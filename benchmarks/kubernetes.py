@@ -1,6 +1,6 @@
 """The CPU demo as a job on the Kubernetes cluster of the current context, with pods killed, the job deleted, the head killed.
 
-    python -m benchmarks.kubernetes [--namespace srl] [--overlay FOLDER] [--victims learner rollout cpu job head]
+    python -m benchmarks.kubernetes [--namespace srl] [--overlay FOLDER] [--victims learner,rollout,cpu,job,head]
                                     [section.key=value ...]
 
 Needs kubectl, the KubeRay operator, the namespace, and an image that the cluster can pull (the overlay's `images:`). `learner`,
@@ -31,6 +31,7 @@ import yaml
 from benchmarks.ray_nodes import free_ports
 from benchmarks.rl_resume import records, trained
 from benchmarks.steps import Steps
+from srl.commands.numbers import several
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
@@ -279,10 +280,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--namespace", default="srl")
     parser.add_argument("--overlay", type=Path, default=ROOT / "cluster" / "overlays" / "cpu-demo")
-    parser.add_argument("--victims", nargs="*", default=VICTIMS, choices=VICTIMS)
+    parser.add_argument("--victims", type=several(str, VICTIMS), default=VICTIMS)
     parser.add_argument("--name", default=f"kubernetes-{int(time.time())}", help="of the run; one that is there is continued")
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     kubectl = Kubectl(options.namespace)
     with tempfile.TemporaryDirectory(prefix="srl-kubernetes-") as folder:
         job = Job(kubectl, options.overlay, Path(folder), options.name, options.settings)

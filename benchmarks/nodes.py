@@ -1,6 +1,6 @@
 """Stage 2 as a job on five Ray nodes on this machine, each killed with -9 in turn, against the same job left alone.
 
-    python -m benchmarks.nodes [--victims learner rollout cpu head] [--seed 0] [--folder DIR] [section.key=value ...]
+    python -m benchmarks.nodes [--victims learner,rollout,cpu,head] [--seed 0] [--folder DIR] [section.key=value ...]
 
 Nodes: a head without CPUs, where the driver runs; one for the learner, two for a rollout worker each, one for grading. Each is a
 `ray start` with its own ports and, for root, its own network namespace. In place of a killed node a new one is started at once,
@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.ray_nodes import Cluster
 from benchmarks.rl_resume import SMALL, comparison, equal, records
 from benchmarks.steps import Steps
+from srl.commands.numbers import several
 
 GROUPS = ["learner", "rollout", "rollout", "cpu"]
 ON_NODES = ["learner.nodes.srl-role=learner", "rollout.nodes.srl-role=rollout", "reward.nodes.srl-role=cpu", "rollout.workers=2"]
@@ -125,11 +126,12 @@ def experiment(folder: Path, victims: list[str], seed: int, settings: list[str])
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--victims", nargs="*", default=["learner", "rollout", "cpu", "head"], choices=[*GROUPS, "head"])
+    victims = ["learner", "rollout", "cpu", "head"]
+    parser.add_argument("--victims", type=several(str, victims), default=victims)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*", default=["rl.steps=40"])
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended in any case
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-nodes-", dir="/tmp"))  # Ray's socket names have a limit
     result = experiment(folder, options.victims, options.seed, options.settings)

@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*", default=["rl.steps=80"])
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-rl-resume-"))
     alone = finish(folder / "alone", options.settings)
     killed, done = disturbed(folder / "killed", options.kills, options.seed, options.settings)

@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true", help="instead of float32")
     parser.add_argument("--simulate", action="store_true", help="only the simulation")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="such as rollout.max_response_tokens=720")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     result: dict = {}
     if not options.simulate:
         with tempfile.TemporaryDirectory() as folder:

@@ -256,7 +256,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended in any case
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-soak-"))
     folder.mkdir(parents=True, exist_ok=True)

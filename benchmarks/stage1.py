@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--role", choices=["pipeline", "engine", *STEPS], help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.role:
         config = load_config("tiny.yaml", [*SMALL, *options.settings])
         roles = {"pipeline": pipeline, "engine": engine_alone}

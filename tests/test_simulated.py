@@ -47,7 +47,7 @@ def test_a_cluster_without_workers_is_refused():
 
 
 def test_the_command_prints_a_line_for_each_size_and_staleness(capsys):
-    numbers = ["--full", "2560", "--alone", "100", "--learner", "5120", "--tokens", "100", "--workers", "2", "4", "--spread", "0"]
+    numbers = ["--full", "2560", "--alone", "100", "--learner", "5120", "--tokens", "100", "--workers", "2,4", "--spread", "0"]
     assert main(["size", *numbers, "rl.prompts=64", "rl.group=8", "rl.mini_batches=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["2", "0"], ["2", "1"], ["4", "0"], ["4", "1"]]

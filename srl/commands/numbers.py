@@ -1,8 +1,9 @@
-"""Numbers among a command's options, for argparse: one that is out of bounds is refused with the option's name."""
+"""Numbers and lists among a command's options, for argparse: what is out of bounds is refused with the option's name."""
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 
 def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -11,6 +12,21 @@ def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str]
 
 def above(least: float) -> Callable[[str], float]:
     return read(float, lambda value: value > least, f"above {least:g}")
+
+
+def several(kind: Callable[[str], Any], choices: Collection[Any] = ()) -> Callable[[str], list[Any]]:
+    """Values with commas between them: an option that takes several words would take the settings after it too."""
+
+    def values(text: str) -> list[Any]:
+        try:
+            found = [kind(part) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not a list such as 0,1,2") from None
+        if choices and (wrong := [value for value in found if value not in choices]):
+            raise argparse.ArgumentTypeError(f"{wrong[0]} is none of {', '.join(map(str, choices))}")
+        return found
+
+    return values
 
 
 def read(kind: Callable[[str], float], fits: Callable[[float], bool], wanted: str) -> Callable[[str], float]:

@@ -3,6 +3,7 @@
 import argparse
 import functools
 
+from srl.commands.numbers import several
 from srl.config import Config, ConfigError, load_config
 from srl.evaluation.paper import TABLES
 
@@ -15,11 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--figure", type=int, action="append", default=[], choices=FIGURES, help="may be repeated")
     add("--all", action="store_true", help="every table and figure")
     add("--as-is", action="store_true", help="train nothing: rows whose run is not finished stay empty")
-    add("--seeds", type=numbers, default=[], metavar="0,1,2", help="runs NAME-0, NAME-1, ...; shown as mean and range")
-
-
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    add("--seeds", type=several(int), default=[], metavar="0,1,2", help="runs NAME-0, NAME-1, ...; shown as mean and range")
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
