@@ -14,11 +14,11 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from srl.config import Config, RunConfig
+from srl.config import Config, ConfigError, RunConfig
 from srl.observe.health import Beat, killed_for_memory, likely_cause, memory_risks, silent, stalled
-from srl.observe.pulse import Board, start_pulse
+from srl.observe.pulse import BOARD, Board, start_pulse
 from srl.observe.run_directory import RunDirectory
-from srl.observe.watchdog import Watchdog, is_dead
+from srl.observe.watchdog import Watchdog, is_dead, observed
 
 GIB = 2**30
 LEARNER = Beat("learner", 0, "a1", "10.0.0.1", 41, "train>backward", 9 * GIB, 10 * GIB, 16 * GIB, heard=100, moved=90, since=95)
@@ -191,6 +191,16 @@ def test_a_closed_actor_is_forgotten_without_an_alarm(watched):
     ray.kill(actor)
     wait_for(lambda: not beat_of(watchdog, pid), "the board to forget the actor")
     assert not any(str(pid) in line for line in lines)
+
+
+def test_a_second_run_of_one_name_on_one_cluster_is_refused_while_the_first_is_alive(watched, tmp_path: Path):
+    assert ray.get_actor(BOARD), "the first one's"
+    config = Config(run=RunConfig(directory=str(tmp_path)))  # elsewhere, so that no lock is in its way
+    with (
+        pytest.raises(ConfigError, match=r"^run.name=tiny: a run of that name is alive on this cluster; .*[^\n]$"),
+        observed(config, RunDirectory(config)),
+    ):
+        pass
 
 
 def test_a_stall_is_told_once_with_the_stacks_of_everybody(watched):

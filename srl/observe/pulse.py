@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from srl.config import ConfigError
 from srl.observe.health import Beat
 from srl.observe.metrics import Exporter
 
@@ -74,9 +75,19 @@ class Board:
 
 
 def create_board(interval_s: float):
-    """On the driver's node, so that it lives and dies with the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Board.options(name=BOARD, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(interval_s)
+    """On the driver's node, so that it lives and dies with the driver.
+
+    Raises ConfigError while another driver on this cluster has one: the run's name is the actors' namespace.
+    """
+    context = ray.get_runtime_context()
+    here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+    try:
+        return Board.options(name=BOARD, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(interval_s)
+    except ActorAlreadyExistsError:
+        name = context.namespace.removeprefix("srl-")
+        raise ConfigError(
+            f"run.name={name}: a run of that name is alive on this cluster; let it end, stop it, or choose another run.name"
+        ) from None
 
 
 def start_pulse(
