@@ -1,5 +1,6 @@
 """What heartbeats mean, and that actors are heard while they work: real Ray, no engine."""
 
+import errno
 import json
 import os
 import signal
@@ -257,3 +258,21 @@ def test_the_status_file_says_where_the_run_is(watched):
         wait_for(lambda: json.loads(run.file("status.json").read_text())["step"] == 7, "the status file")
     state = json.loads(run.file("status.json").read_text())
     assert state["phase"] == "sft" and state["pid"] == os.getpid() and not state["ended"]
+
+
+def test_a_volume_that_fails_for_a_while_neither_ends_the_watch_nor_hides_how_the_run_ends(watched, monkeypatch):
+    watchdog, run, lines = watched
+
+    def fails(path: Path, text: str) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("srl.observe.watchdog.write_text", fails)
+        wait_for(lambda: any("status.json was not written: [Errno 116] Stale file handle" in line for line in lines), "an alarm")
+        run.record("sft", 8, loss=0.5)
+        time.sleep(1)
+    wait_for(lambda: json.loads(run.file("status.json").read_text())["step"] == 8, "the status file")
+    assert sum("status.json was not written" in line for line in lines) == 1
+    monkeypatch.setattr("srl.observe.watchdog.write_text", fails)
+    watchdog.close()
+    assert not json.loads(run.file("status.json").read_text())["ended"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import ray._private.state
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from srl.config import Config
 from srl.observe import progress
@@ -75,16 +75,18 @@ class Watchdog:
     def _live(self) -> None:
         while not self.ended.wait(self.interval_s):
             try:
-                self.clock, self.beats, deaths = ray.get(self.board.snapshot.remote(), timeout=BOARD_TIMEOUT_S)
-            except (RayActorError, GetTimeoutError) as error:
+                self._look()
+            except (RayError, OSError) as error:  # GetTimeoutError is a RayError
                 if self.clock:  # on a busy machine the board itself takes a while to start
                     self._alarm("board", f"no heartbeats can be read: {type(error).__name__}")
-                continue
-            if self.ended.is_set():  # Ray may be down by now, and a call would start another one
-                return
-            self._forget_the_dead()
-            self._judge(deaths)
-            self._write()
+
+    def _look(self) -> None:
+        self.clock, self.beats, deaths = ray.get(self.board.snapshot.remote(), timeout=BOARD_TIMEOUT_S)
+        if self.ended.is_set():  # Ray may be down by now, and a call would start another one
+            return
+        self._forget_the_dead()
+        self._judge(deaths)
+        self._write()
 
     def _forget_the_dead(self) -> None:
         """Actors that were closed, or died for good, are no longer waited for; who used them gets their error."""
@@ -148,9 +150,14 @@ class Watchdog:
         return file
 
     def _write(self) -> None:
+        """A volume that does not take the file for a while must not end the watch, nor hide the error that ends the run."""
         driver = heartbeat("driver", 0, "", self.node, {}, {})
         self.exporter.level("resident_bytes", driver.resident)
-        write_text(self.run.file("status.json"), json.dumps(self.state(), indent=1))
+        file = self.run.file("status.json")
+        try:
+            write_text(file, json.dumps(self.state(), indent=1))
+        except OSError as error:
+            self._alarm("status", f"{file} was not written: {error}; it is tried again every {self.interval_s:g} s")
 
     def state(self) -> dict[str, Any]:
         """What `status` shows."""
