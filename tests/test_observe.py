@@ -15,7 +15,7 @@ from srl.main import main
 from srl.observe import progress
 from srl.observe.metrics import Exporter, metric_name
 from srl.observe.run_directory import RunDirectory, start_over
-from srl.observe.sinks import check_sinks, open_sinks
+from srl.observe.sinks import Sink, check_sinks, open_sinks
 from srl.observe.status import ago, format_status, last_record
 
 STATE = {
@@ -110,7 +110,7 @@ class FakeSink(ModuleType):
     def __getattr__(self, name: str):
         def call(*positional, **named):
             self.calls.append((name, positional, named))
-            return SimpleNamespace(info=SimpleNamespace(run_id="id-1"))
+            return SimpleNamespace(id="id-2", info=SimpleNamespace(run_id="id-1"))
 
         return call
 
@@ -124,10 +124,67 @@ def test_records_reach_the_sinks_with_phase_and_step(run: RunDirectory, monkeypa
             run.record("rl", 4, kl=0.25, name="text is no number")
         run.listeners.clear()
     assert [call[0] for call in wandb.calls] == ["init", "log", "finish"] * 2
-    assert wandb.calls[0][2]["resume"] == "allow" and wandb.calls[0][2]["id"] == "tiny"
+    started = [call[2] for call in wandb.calls if call[0] == "init"]
+    assert [(call["name"], call["id"], call["resume"]) for call in started] == [
+        ("tiny", None, "allow"),
+        ("tiny", "id-2", "allow"),
+    ]
     assert wandb.calls[1][1] == ({"rl/step": 4, "rl/kl": 0.25},)
     assert ("log_metrics", ({"rl/kl": 0.25},), {"step": 4}) in mlflow.calls
     assert [call[2]["run_id"] for call in mlflow.calls if call[0] == "start_run"] == [None, "id-1"]
+
+
+class Unreachable(FakeSink):
+    """A server that answers while the run starts and not afterwards."""
+
+    def log_metrics(self, *positional: Any, **named: Any) -> None:
+        raise RuntimeError("API request failed: Max retries exceeded")
+
+    end_run = log_metrics
+
+
+def test_a_sink_that_does_not_answer_is_said_once_and_costs_no_record(run: RunDirectory, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mlflow", Unreachable("mlflow"))
+    with open_sinks(["mlflow"], run, {}):
+        for step in range(3):
+            run.record("rl", step, loss=1.0)
+    assert len(run.file("metrics.jsonl").read_text().splitlines()) == 3
+    assert capsys.readouterr().out.splitlines() == [
+        f"WARNING: run.sinks: mlflow {what}; metrics.jsonl has all measurements"
+        for what in (
+            "took no record (API request failed: Max retries exceeded); it is tried again every 300 s",
+            "was not closed (API request failed: Max retries exceeded)",
+            "lacks 3 records",
+        )
+    ]
+
+
+def test_a_sink_that_failed_is_tried_again_after_its_rest():
+    now, fails, taken = [1000.0], [True], []
+
+    def send(phase: str, step: int, values: dict) -> None:
+        taken.append(step)
+        if fails[0]:
+            raise ConnectionError("refused")
+
+    sink = Sink("wandb", send, lambda: now[0])
+    for step, (time, failing) in enumerate(
+        [(1000, True), (1299, True), (1300, True), (1599, False), (1600, False), (1601, False)]
+    ):
+        now[0], fails[0] = time, failing
+        sink.take("rl", step, {})
+    assert taken == [0, 2, 4, 5] and sink.lacks == 4
+
+
+def test_a_sink_that_cannot_be_opened_is_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch):
+    away = Unreachable("mlflow")
+    away.start_run = away.log_metrics
+    monkeypatch.setitem(sys.modules, "mlflow", away)
+    with (
+        pytest.raises(ConfigError, match="run.sinks: mlflow cannot be opened: API request failed"),
+        open_sinks(["mlflow"], run, {}),
+    ):
+        pass
 
 
 def test_a_sink_without_its_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch):

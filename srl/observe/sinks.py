@@ -5,37 +5,71 @@ Where they send to and with which key is theirs to know (WANDB_*, MLFLOW_* in th
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from srl.config import ConfigError
+from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory, write_text
 
 PROJECT = "srl"
+REST_S = 300.0  # before a sink that failed is tried again: its own attempts can take minutes, and training waits for them
+
+Send = Callable[[str, int, Mapping[str, Any]], None]
 
 
 @contextmanager
 def open_sinks(names: list[str], run: RunDirectory, settings: dict[str, Any]) -> Iterator[None]:
-    """While open, every record of the run goes there too. A run that is continued continues there."""
-    modules = {name: importlib.import_module(name) for name in names}
-    if "wandb" in modules:
-        wandb = modules["wandb"]
-        name = run.path.name
-        wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(run.path), config=settings)
-        run.listeners.append(lambda phase, step, values: wandb.log({f"{phase}/step": step, **numbers(phase, values)}))
-    if "mlflow" in modules:
-        mlflow = modules["mlflow"]
-        start_mlflow(mlflow, run)
-        run.listeners.append(lambda phase, step, values: mlflow.log_metrics(numbers(phase, values), step=step))
-    try:
+    """While open, every record of the run goes there too. A run that is continued continues there.
+
+    Raises ConfigError for a sink that cannot be opened. One that fails later is rested, and lacks what is recorded meanwhile.
+    """
+    with ExitStack() as opened:
+        for name in names:
+            module = importlib.import_module(name)
+            try:
+                send, finish = OPEN[name](module, run, settings)
+            except Exception as error:  # of whatever class the package has
+                raise ConfigError(f"run.sinks: {name} cannot be opened: {error}") from error
+            sink = Sink(name, send)
+            run.listeners.append(sink.take)
+            opened.callback(sink.close, finish)
         yield
-    finally:
-        if "wandb" in modules:
-            modules["wandb"].finish()
-        if "mlflow" in modules:
-            modules["mlflow"].end_run()
+
+
+class Sink:
+    """Sends records on; what goes wrong there is said once and never raised."""
+
+    def __init__(self, name: str, send: Send, clock: Callable[[], float] = time.monotonic):
+        self.name, self.send, self.clock = name, send, clock
+        self.lacks, self.resting_until = 0, 0.0
+
+    def take(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        if self.clock() < self.resting_until:
+            self.lacks += 1
+            return
+        try:
+            self.send(phase, step, values)
+        except Exception as error:  # of whatever class the package has
+            if not self.lacks:
+                self._warn(f"took no record ({error}); it is tried again every {REST_S:g} s")
+            self.lacks += 1
+            self.resting_until = self.clock() + REST_S
+
+    def close(self, finish: Callable[[], Any]) -> None:
+        try:
+            finish()
+        except Exception as error:
+            self._warn(f"was not closed ({error})")
+        if self.lacks:
+            self._warn(f"lacks {self.lacks} records")
+
+    def _warn(self, what: str) -> None:
+        say(f"WARNING: run.sinks: {self.name} {what}; metrics.jsonl has all measurements")
 
 
 def check_sinks(names: list[str]) -> None:
@@ -45,12 +79,28 @@ def check_sinks(names: list[str]) -> None:
             raise ConfigError(f"run.sinks: {name} is not installed (pip install {name})")
 
 
-def start_mlflow(mlflow: ModuleType, run: RunDirectory) -> None:
-    """MLflow chooses the id of a run; it is kept in the run directory."""
-    file = run.file("mlflow-run")
+def open_wandb(wandb: ModuleType, run: RunDirectory, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    kept = run.file("wandb-run")
+    name, folder = run.path.name, str(run.path)
+    started = wandb.init(project=PROJECT, name=name, id=known(kept), resume="allow", dir=folder, config=settings)
+    write_text(kept, started.id)
+    return lambda phase, step, values: wandb.log({f"{phase}/step": step, **numbers(phase, values)}), wandb.finish
+
+
+def open_mlflow(mlflow: ModuleType, run: RunDirectory, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    kept = run.file("mlflow-run")
     mlflow.set_experiment(PROJECT)
-    started = mlflow.start_run(run_id=file.read_text() if file.exists() else None, run_name=run.path.name)
-    write_text(file, started.info.run_id)
+    started = mlflow.start_run(run_id=known(kept), run_name=run.path.name)
+    write_text(kept, started.info.run_id)
+    return lambda phase, step, values: mlflow.log_metrics(numbers(phase, values), step=step), mlflow.end_run
+
+
+def known(kept: Path) -> str | None:
+    """The id that a sink chose when this run directory was new; another directory of the same name is another run there."""
+    return kept.read_text() if kept.exists() else None
+
+
+OPEN = {"wandb": open_wandb, "mlflow": open_mlflow}
 
 
 def numbers(phase: str, values: Mapping[str, Any]) -> dict[str, float]:
