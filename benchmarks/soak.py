@@ -5,8 +5,13 @@
 A victim is the driver (the same command is then started again), a rollout worker, a learner rank, a grading actor or one of its
 processes, each as often as the others in an order that the seed decides. Prints JSON: every kill, with the seconds until a step
 was recorded and until one that had never been reached was; memory by role in MiB per hour; prompts lost or repeated; the longest
-time without a step. The folder keeps `memory.jsonl` (each process every `SAMPLE_S` seconds) and the run with its log. Exit status
-1 if a prompt was lost or repeated, the run ended by itself, did not stop when asked, or left processes behind.
+time without a step. The folder keeps `memory.jsonl` (each process every `SAMPLE_S` seconds) and the run with its log.
+
+Exit status 1, and why, if a prompt was lost or repeated, the run ended by itself, did not stop when asked, left processes behind,
+no step came for longer than `QUIET_S` without a kill or `RECOVERY_S` with one, or the processes of a role, after their first
+`LATER_S` seconds, grew by more than `LEAK` MiB of private memory an hour by more than two standard errors. Of a role that was
+watched for less than `ENOUGH_H` hours of such life, as learners and rollout workers are when something dies every few minutes,
+the verdict is "too short to tell": a run without kills (`--every` above `--minutes`) says it.
 """
 
 import argparse
@@ -31,6 +36,7 @@ import psutil
 from benchmarks.processes import by_role
 from benchmarks.rl_resume import records, trained
 from benchmarks.steps import Steps
+from srl.config import RolloutConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -41,6 +47,13 @@ SMALL = [
 VICTIMS = ["driver", "rollout", "learner", "reward", "grading"]
 SAMPLE_S = 15.0  # between two looks at memory
 WARM_S, LATER_S = 300.0, 600.0  # of a process's life that do not count: what slows down between the two is filling up
+ENOUGH_H = 0.5  # hours after LATER_S, of all processes of a role together, from which growth is told from filling up
+LEAK = 64.0  # MiB an hour in one process: five such (driver, head, learner, rollout, reward) fill 16 GiB in two days
+# An actor that hangs is ended by a deadline, of which rollout.hang_s is the shortest: what takes longer than its default waited
+# for one. After a kill, another actor may take as long as it may to start.
+QUIET_S = RolloutConfig().hang_s
+RECOVERY_S = QUIET_S + RolloutConfig().start_timeout_s
+LEAKS, NO_LEAK, TOO_SHORT = "leak", "no leak", "too short to tell"
 STOP_S, DEATH_S = 300.0, 120.0  # for the run to stop when asked; for what a driver has started to follow it
 
 
@@ -60,6 +73,7 @@ class Soak:
         self.order: list[str] = []
         self.due = self.next_moment(1)
         self.sampled = 0.0
+        self.asked: float | None = None  # to stop, in monotonic seconds
         self.process = self.start()
 
     def now(self) -> float:
@@ -125,7 +139,7 @@ class Soak:
 
     def stop(self) -> float | None:
         """SIGTERM; seconds until the driver had ended, None if it had to be killed."""
-        asked = self.now()
+        asked, self.asked = self.now(), time.monotonic()
         self.family = [process for group in by_role(self.process.pid).values() for process in group]
         self.process.terminate()
         try:
@@ -142,7 +156,7 @@ class Soak:
 
     def result(self, stopped: float | None) -> dict[str, Any]:
         settled, done = trained(self.run), [record["step"] for record in records(self.run, "metrics.jsonl")]
-        kills, times = self.steps.kills, [self.begun, *(at for at, _ in self.steps.times)]
+        kills, times = self.steps.kills, sorted([self.begun, *(at for at, _ in self.steps.times), self.asked or self.begun])
         return {
             "minutes": round(self.now() / 60, 1),
             "kills": len(kills),
@@ -154,7 +168,7 @@ class Soak:
             "prompts lost": len(set(range(max(settled, default=-1) + 1)) - set(settled)),
             "prompts repeated": len(settled) - len(set(settled)),
             "longest time without a step s": longest_gap(times),
-            "longest time without a step and without a kill s": longest_gap(times, [kill["at"] for kill in kills]),
+            "longest time without a step and without a kill s": longest_gap(times, [self.begun, *(kill["at"] for kill in kills)]),
             "ended by itself": self.ended,
             "processes left behind": self.orphans,
             "stopped when asked after s": stopped,
@@ -196,8 +210,26 @@ def memory_slopes(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             },
             "open files per hour": slope(pids, hours, [row["files"] for row in those]),
             "threads per hour": slope(pids, hours, [row["threads"] for row in those]),
+            "hours watched": round(watched([those[index] for index in later]), 2),
         }
+        found[role]["verdict"] = leak_verdict(found[role])
     return found
+
+
+def watched(rows: Iterable[dict[str, Any]]) -> float:
+    """Hours between the first and the last look at each process, summed."""
+    ages: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        ages[row["pid"]].append(row["age"])
+    return sum(max(those) - min(those) for those in ages.values()) / 3600
+
+
+def leak_verdict(found: dict[str, Any]) -> str:
+    """Of one role; the slope of a single process has no error and counts as it is."""
+    growth = found[f"private MiB per hour after {LATER_S:.0f} s"]
+    if found["hours watched"] < ENOUGH_H:
+        return TOO_SHORT
+    return LEAKS if growth["slope"] - 2 * (growth["standard error"] or 0.0) > LEAK else NO_LEAK
 
 
 def slope(groups: Sequence[int], x: Sequence[float], y: Sequence[float]) -> dict[str, float | None]:
@@ -224,10 +256,10 @@ def slope(groups: Sequence[int], x: Sequence[float], y: Sequence[float]) -> dict
     return {"slope": round(value, 2), "standard error": error}
 
 
-def longest_gap(times: Sequence[float], without: Sequence[float] = ()) -> float:
-    """Between two of the times, in seconds; gaps that hold one of `without` do not count."""
-    gaps = ((earlier, later) for earlier, later in pairwise(times) if not any(earlier <= at <= later for at in without))
-    return round(max((later - earlier for earlier, later in gaps), default=0.0), 1)
+def longest_gap(times: Sequence[float], broken_by: Sequence[float] = ()) -> float:
+    """Between two of the times, in seconds; of a gap that holds one of `broken_by`, what came before it."""
+    gaps = ((earlier, min([later, *(at for at in broken_by if earlier <= at <= later)])) for earlier, later in pairwise(times))
+    return round(max((end - earlier for earlier, end in gaps), default=0.0), 1)
 
 
 def summary(kills: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -239,10 +271,19 @@ def summary(kills: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def fine(result: dict[str, Any]) -> bool:
+def problems(result: dict[str, Any]) -> list[str]:
+    """What must not happen and did; a run is fine without."""
     bad = ("prompts lost", "prompts repeated", "ended by itself", "processes left behind")
-    done = result["steps recorded once"] and result["stopped when asked after s"] is not None and result["steps"]
-    return bool(done) and not any(result[name] for name in bad)
+    found = [f"{name}: {result[name]}" for name in bad if result[name]]
+    if not result["steps"] or not result["steps recorded once"]:
+        found.append("steps are missing, or recorded twice")
+    if result["stopped when asked after s"] is None:
+        found.append(f"it did not stop in {STOP_S:.0f} s when asked")
+    for what, limit in (("without a step and without a kill", QUIET_S), ("without a step", RECOVERY_S)):
+        if (seconds := result[f"longest time {what} s"]) > limit:
+            found.append(f"longest time {what}: {seconds:.0f} s, more than {limit:.0f}")
+    leaks = [role for role, memory in result["memory"].items() if memory["verdict"] == LEAKS]
+    return [*found, *(f"{role}: private memory grows by more than {LEAK:.0f} MiB an hour" for role in leaks)]
 
 
 def say(text: str) -> None:
@@ -271,7 +312,11 @@ def main() -> int:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     print(json.dumps(result, indent=1))
-    return 0 if fine(result) else 1
+    for role, memory in result["memory"].items():
+        say(f"memory of {role}: {memory['verdict']}")
+    for problem in (wrong := problems(result)):
+        say(problem)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the soak computes from what it has seen."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import by_role, role
-from benchmarks.soak import LATER_S, WARM_S, fine, longest_gap, memory_slopes, slope
+from benchmarks.soak import ENOUGH_H, LATER_S, LEAK, QUIET_S, RECOVERY_S, WARM_S, longest_gap, memory_slopes, problems, slope
 from benchmarks.steps import Steps, tail
 
 MIB = 2**20
@@ -52,7 +53,9 @@ def test_what_fills_up_within_ten_minutes_grows_no_more_after_them():
 
 def test_the_longest_time_without_a_step():
     assert longest_gap([0.0, 3.0, 4.0, 9.5]) == 5.5 and longest_gap([0.0]) == 0.0
-    assert longest_gap([0.0, 3.0, 4.0, 9.5], without=[5.0]) == 3.0
+    assert longest_gap([0.0, 3.0, 4.0, 9.5], broken_by=[5.0]) == 3.0
+    assert longest_gap([0.0, 3.0, 4.0, 9.5], broken_by=[9.0, 8.0]) == 4.0  # nothing came before it either
+    assert longest_gap([0.0, 3.0, 4.0, 4.5], broken_by=[0.0]) == 1.0  # the start
 
 
 def write(run: Path, *steps: tuple[int, float]) -> None:
@@ -85,15 +88,62 @@ def test_only_whole_lines_of_stage_2_are_steps(tmp_path: Path):
 
 GOOD = {
     "steps": 3, "steps recorded once": True, "stopped when asked after s": 2.0, "prompts lost": 0, "prompts repeated": 0,
-    "ended by itself": [], "processes left behind": [],
+    "ended by itself": [], "processes left behind": [], "longest time without a step s": RECOVERY_S,
+    "longest time without a step and without a kill s": QUIET_S, "memory": {"learner": {"verdict": "no leak"}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "bad", [{"prompts lost": 1}, {"prompts repeated": 1}, {"ended by itself": ["x"]}, {"stopped when asked after s": None}]
+    "bad",
+    [
+        {"prompts lost": 1},
+        {"prompts repeated": 1},
+        {"ended by itself": ["x"]},
+        {"processes left behind": ["x"]},
+        {"stopped when asked after s": None},
+        {"steps": 0},
+        {"steps recorded once": False},
+        {"longest time without a step and without a kill s": QUIET_S + 1},
+        {"longest time without a step s": RECOVERY_S + 1},
+        {"memory": {"driver": {"verdict": "no leak"}, "learner": {"verdict": "leak"}}},
+    ],
 )
 def test_a_soak_fails_for_each_thing_that_must_not_happen(bad: dict):
-    assert fine(GOOD) and not fine({**GOOD, **bad})
+    assert problems(GOOD) == [] and len(problems({**GOOD, **bad})) == 1
+
+
+def lives(hours: float, *growths: float) -> list[dict]:
+    """Samples of processes that are watched so long after LATER_S and whose private memory grows by so many MiB an hour."""
+    return [
+        {**row(pid, 3600 * at, 700, LATER_S + 1 + 3600 * at), "private": (500 + growth * at) * MIB}
+        for pid, growth in enumerate(growths)
+        for at in (0.0, hours / 2, hours)
+    ]
+
+
+# Of 60 and 100, each 20 from their mean, the standard error is 20: 80 - 2 * 20 < 64. Of 110 and 120 it is 5: 115 - 2 * 5 > 64.
+@pytest.mark.parametrize(
+    ("growths", "verdict"),
+    [
+        ([0, 0], "no leak"),
+        ([LEAK - 1, LEAK - 1], "no leak"),
+        ([LEAK + 1, LEAK + 1], "leak"),
+        ([60, 100], "no leak"),
+        ([110, 120], "leak"),
+        ([LEAK + 1], "leak"),
+        ([-100, -90], "no leak"),
+    ],
+)
+def test_growth_is_a_leak_where_it_is_faster_than_the_bound_and_surely_so(growths: list[float], verdict: str):
+    found = memory_slopes(lives(1.0, *growths))["learner"]
+    assert found["verdict"] == verdict and found["hours watched"] == len(growths)
+
+
+def test_growth_in_short_lives_and_in_early_ones_is_not_judged():
+    short = memory_slopes(lives(0.4 * ENOUGH_H, 5 * LEAK, 5 * LEAK))["learner"]
+    assert short["verdict"] == "too short to tell" and short["private MiB per hour"]["slope"] == pytest.approx(5 * LEAK)
+    early = [{**sample, "age": WARM_S + sample["age"] / 100} for sample in lives(2.0, 5 * LEAK)]
+    assert memory_slopes(early)["learner"]["verdict"] == "too short to tell"
 
 
 def test_processes_are_known_by_what_they_call_themselves():
@@ -105,6 +155,7 @@ def test_a_driver_that_is_gone_has_no_processes():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert [found.pid for found in by_role(process.pid)["driver"]] == [process.pid]
     process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert by_role(process.pid) == {}  # not waited for yet
     process.wait()
     process.stdin.close()
