@@ -203,6 +203,16 @@ def test_a_folder_that_cannot_be_made(capfd: pytest.CaptureFixture[str]):
     assert "srl: run.directory: /dev/null/tiny cannot be made: Not a directory" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("folder", ["/dev/null", "/proc/none"])
+@pytest.mark.parametrize("command", ["run", "evaluate --model base"])
+def test_a_dry_run_tells_that_its_folder_cannot_be_made_and_makes_none_that_can(tmp_path: Path, capfd, command: str, folder: str):
+    words = [*command.split(), "--dry-run", "name=mine"]
+    assert main([*words, f"run.directory={folder}"]) == 2
+    assert f"srl: run.directory: {folder}/mine cannot be made: " in capfd.readouterr().err
+    assert main([*words, f"run.directory={tmp_path}/deep"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_problems_that_are_not_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     file = tmp_path / "latin.jsonl"
     file.write_bytes('{"problem": "für", "answer": "1"}\n'.encode("latin-1"))

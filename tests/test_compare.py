@@ -55,6 +55,12 @@ def test_the_page_may_stand_in_a_folder_that_is_not_there_yet(runs: list[Path], 
     assert "is a folder; name a file" in capsys.readouterr().err
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_compared(runs: list[Path], capsys):
+    assert main(["compare", *map(str, runs), "--output", "/proc/page.html"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "srl: --output: /proc cannot be written to: No such file or directory\n"
+
+
 def rows_of(runs: list[Path]) -> list[list[dict]]:
     return [json.loads((run / "results.json").read_text())["rows"] for run in runs]
 

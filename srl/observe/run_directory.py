@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -205,8 +206,10 @@ def start_over(config: Config) -> None:
 
 
 def check_directory(config: Config) -> None:
-    """Raises ConfigError for a directory that holds another configuration's run, or what `fresh` may not delete."""
+    """Raises ConfigError for a directory that cannot be, that holds another configuration's run, or what `fresh` may not
+    delete."""
     path = RunDirectory.locate(config)
+    check_folder("run.directory", path)
     if config.run.fresh:
         if path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").exists():
             raise ConfigError(f"run.fresh: {path} holds no run (no config.yaml), so it is not deleted")
@@ -240,11 +243,20 @@ def kept(path: Path) -> Iterator[Path]:
 
 
 def make_folder(setting: str, folder: Path) -> None:
-    """Raises ConfigError that names the setting where there can be no such folder."""
+    """Raises ConfigError as `check_folder`."""
+    check_folder(setting, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(setting: str, folder: Path) -> None:
+    """Raises ConfigError that names the setting where the folder can be neither made nor written to. Leaves nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".try-", dir=there):
+            pass
     except OSError as error:
-        raise ConfigError(f"{setting}: {folder} cannot be made: {error.strerror}") from None
+        how = "written to" if there == folder else "made"
+        raise ConfigError(f"{setting}: {folder} cannot be {how}: {error.strerror}") from None
 
 
 def check_disk(path: Path) -> None:
