@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config, load_run
@@ -314,6 +315,19 @@ def test_status_says_when_a_run_has_done_what_was_asked(run: RunDirectory):
     assert "tiny: finished what was asked for 10 s ago (pid 7 on head)" in format_status(run.path, now=1010.0)
     write_state(run, ended=True, phase="evaluate-rl")
     assert "not running; ended 10 s ago in phase evaluate-rl" in format_status(run.path, now=1010.0)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:9", "no Ray cluster answers there"), ("nonsense", "not a cluster's address"), ("auto", "cannot be written")],
+)
+def test_a_timeline_that_cannot_be_had_is_one_line(run: RunDirectory, address: str, said: str, monkeypatch, capsys):
+    for name, answer in {"init": None, "timeline": [], "shutdown": None}.items():
+        monkeypatch.setattr(ray, name, lambda *_, answer=answer, **__: answer)
+    file = run.path / "none" / "timeline.json"
+    assert main(["status", f"run.directory={run.path.parent}", f"run.ray_address={address}", "--timeline", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("srl: ") and said in line and (str(file) if address == "auto" else address) in line
 
 
 @pytest.mark.parametrize("name", ["status.json", "state.json"])

@@ -1,7 +1,9 @@
 """status: what a run does now, in the terminal; on demand also a timeline of its Ray tasks."""
 
 import argparse
+import json
 import os
+from pathlib import Path
 
 from srl.config import Config, ConfigError
 
@@ -23,10 +25,14 @@ def run(options: argparse.Namespace, config: Config) -> None:
         raise ConfigError(f"{path}: no such run directory")
     print(running_status(path))
     if options.timeline:
+        from srl.driver.cluster import check_address
+
+        check_address(config)
         write_timeline(options.timeline, config.run.cluster[1] or "auto")
 
 
 def write_timeline(file: str, address: str) -> None:
+    """Raises ConfigError where no cluster answers, and for a file that cannot be written."""
     import ray
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -35,7 +41,11 @@ def write_timeline(file: str, address: str) -> None:
     except ConnectionError as error:
         raise ConfigError(f"--timeline: no Ray cluster answers at {address} ({error})") from None
     try:
-        ray.timeline(file)
+        events = ray.timeline()
     finally:
         ray.shutdown()
+    try:
+        Path(file).write_text(json.dumps(events))
+    except OSError as error:
+        raise ConfigError(f"--timeline: {file} cannot be written: {error.strerror}") from None
     print(f"timeline: {file}")
