@@ -212,9 +212,14 @@ def test_a_plan_names_the_settings_and_a_misfit_the_remedies(tmp_path: Path):
     assert "does not fit: a learner rank takes" in placement_report(config, "h100", 2, 900, 150)
 
 
-def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "--gpu", "cpu", "--gpus", "2", "--tokens", "115", "--prompt", "40"]) == 0
-    assert "step: " in capsys.readouterr().out
+@pytest.mark.parametrize(("gpu", "each"), [("cpu", 0), ("h100", 1)])
+def test_the_command_prints_a_plan_whose_settings_ask_for_gpus_only_where_there_are_some(gpu: str, each: int, capsys):
+    assert main(["plan", "--gpu", gpu, "--gpus", "2", "--tokens", "115", "--prompt", "40"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (settings,) = [line.removeprefix("set: ").split() for line in lines if line.startswith("set: ")]
+    config = load_config("tiny.yaml", settings)
+    assert (config.learner.gpus, config.rollout.gpus) == (each, each)
+    assert any(line.startswith("step: ") for line in lines)
 
 
 def test_the_dry_run_counts_activations():

@@ -133,9 +133,10 @@ def plan_lines(plan: Plan, work: Work, machine: Machine) -> list[str]:
     where = f"nodes of {machine.per_node}, when learners and engines share none: {nodes}"
     if plan.colocated:
         where = f"nodes of {machine.per_node}, an engine beside every learner: {-(-plan.learners // machine.per_node)}"
+    on_gpus = machine is not MACHINES["cpu"]
     return [
         f"set: learner.workers={plan.learners} rollout.workers={plan.engines} rollout.tensor_parallel={plan.tensor_parallel} "
-        f"rollout.gpus={plan.tensor_parallel}",
+        f"learner.gpus={int(on_gpus)} rollout.gpus={plan.tensor_parallel if on_gpus else 0}",
         where,
         f"memory: learner rank {plan.learner_gib:.1f} GiB; engine {plan.rollout_gib:.1f} GiB per device with its "
         f"{plan.concurrent:,} concurrent sequences",
