@@ -54,6 +54,17 @@ def test_shorthands_stand_for_settings_of_the_run():
     assert (run.fresh, run.seed, run.name) == (True, 3, "mine")
 
 
+@pytest.mark.parametrize("text", ["1", "007", "1e3", "2026-11-22", "on", "null"])
+def test_a_name_may_look_like_a_number_or_a_date(text: str, tmp_path: Path):
+    run = [f"run.directory={tmp_path}", f"name={text}"]
+    config = load_config(None, [*run, "stage1.teacher=12"])
+    assert (config.run.name, config.stage1.teacher) == (text, "12")
+    RunDirectory(config).close()
+    assert load_run(tmp_path / text, run[:1]) == config  # the file has it as text too
+    assert load_config(None, ["name='1'"]).run.name == "1"
+    assert refused("run.name=[1]").startswith("run.name=[1]: Input should be a valid string")
+
+
 @pytest.mark.parametrize(
     ("override", "nearest"),
     [

@@ -197,7 +197,7 @@ def merge(data: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def parse_override(override: str) -> tuple[list[str], Any]:
-    """`section.key=value` -> (keys, value)."""
+    """`section.key=value` -> (keys, value): what YAML reads, but the text as it is for a setting that is text."""
     key, equals, value = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r}: overrides are written section.key=value")
@@ -205,7 +205,18 @@ def parse_override(override: str) -> tuple[list[str], Any]:
         parsed = yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
-    return SHORTHANDS.get(key, key).split("."), parsed
+    keys = SHORTHANDS.get(key, key).split(".")
+    if is_text(keys) and not isinstance(parsed, (str, list, dict)):
+        parsed = value  # such as name=1 or name=2026-11-22
+    return keys, parsed
+
+
+def is_text(keys: list[str]) -> bool:
+    """Whether the setting of that path is a string."""
+    fields = Config.model_fields
+    for key in keys[:-1]:
+        fields = getattr(fields[key].annotation, "model_fields", {}) if key in fields else {}
+    return keys[-1] in fields and fields[keys[-1]].annotation is str
 
 
 def set_path(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
