@@ -1,4 +1,11 @@
-from srl.observe.records import append_line, forget, read_lines
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srl.observe.records import forget, read_lines
+from srl.observe.run_directory import append_line
 
 
 def test_steps_that_will_be_done_again_are_forgotten_and_the_rest_stays(tmp_path):
@@ -17,3 +24,16 @@ def test_a_line_cut_off_by_a_kill_is_no_record(tmp_path):
         lines.write('{"phase": "rl", "st')
     assert read_lines(file) == [{"phase": "rl", "step": 0}]
     assert forget(tmp_path / "none.jsonl", {"rl": 0}) == []
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text()), max_size=4), st.integers(0, 50))
+def test_a_record_after_a_line_that_was_cut_off_takes_its_place(records: list[dict], lost: int):
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "metrics.jsonl"
+        for record in records:
+            append_line(file, record)
+        whole = file.read_bytes() if records else b""
+        file.write_bytes(whole[: max(0, len(whole) - lost)])
+        left = read_lines(file)
+        append_line(file, {"after": "the disk was full"})
+        assert left == records[: len(left)] and read_lines(file) == [*left, {"after": "the disk was full"}]

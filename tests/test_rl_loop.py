@@ -26,7 +26,8 @@ from srl.driver.ledger import Ledger, Stream
 from srl.driver.rl import Training
 from srl.learner import checkpoint
 from srl.learner.group import LearnerLost
-from srl.observe.records import append_line, read_lines
+from srl.observe.records import read_lines
+from srl.observe.run_directory import append_line
 from srl.observe.scalars import Scalars
 from srl.rollout.fleet import WeightsLost
 from srl.tasks.problems import Problem

@@ -10,7 +10,8 @@ from srl.config import load_config
 from srl.driver import stage1
 from srl.learner.batch import Example
 from srl.learner.group import LearnerLost
-from srl.observe.records import append_line, read_lines
+from srl.observe.records import read_lines
+from srl.observe.run_directory import append_line
 from srl.observe.scalars import Scalars
 
 EXAMPLES = [Example(str(n), [n], [1.0]) for n in range(11)]

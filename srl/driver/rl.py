@@ -24,7 +24,7 @@ from srl.learner.correction import policy_age
 from srl.learner.group import LearnerLost
 from srl.learner.schedule import schedule
 from srl.observe.alarms import alarms, behaviour, remember
-from srl.observe.records import append_line
+from srl.observe.run_directory import append_line
 from srl.protocols.chat import model_folder
 from srl.reward.rules import final_outcome
 from srl.rollout.fleet import WeightsLost

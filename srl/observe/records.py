@@ -14,11 +14,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def append_line(file: Path, record: dict[str, Any]) -> None:
-    with file.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-
-
 def forget(file: Path, first_steps: Mapping[str, int]) -> list[dict[str, Any]]:
     """Drop the records of these phases from the given step on, which will be made again; returns what is left."""
 

@@ -6,6 +6,7 @@ state.json           finished phases and their seconds
 metrics.jsonl        one line per measurement, `phase` and `step` first; the same numbers go to tensorboard/
 results.json         one row per method and benchmark
 lock                 held by the process that works here
+*-run                of each of run.sinks, the id under which it continues this run
 status.json          what the run is doing now, for the `status` command
 stacks-*.txt         of all actors, from a time at which nothing moved
 trajectories.jsonl   samples to read
@@ -118,8 +119,7 @@ class RunDirectory:
     def record(self, phase: str, step: int, **values: Any) -> None:
         """One line of metrics; numbers also go to TensorBoard as `phase/name`, and to every listener."""
         self.step, self.moved = step, time.monotonic()
-        with self.file("metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
+        append_line(self.file("metrics.jsonl"), {"phase": phase, "step": step, **values})
         if phase == "phase":
             return
         for listener in self.listeners:
@@ -150,6 +150,17 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def append_line(file: Path, record: Mapping[str, Any]) -> None:
+    """One more line of JSON. A last line that a full disk or the loss of a node has cut off is none: this one takes its place."""
+    with file.open("ab+") as lines:
+        end = lines.seek(0, os.SEEK_END)
+        lines.seek(max(0, end - 1))
+        if end and lines.read(1) != b"\n":
+            lines.seek(0)
+            lines.truncate(lines.read().rfind(b"\n") + 1)
+        lines.write(json.dumps(record).encode() + b"\n")
 
 
 def identity(config: Config) -> dict[str, Any]:
