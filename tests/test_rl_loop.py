@@ -391,8 +391,11 @@ def test_engines_beside_the_learners_sleep_in_every_step_also_after_a_loss_and_t
     value, _ = whole(tmp_path_factory.mktemp("apart"))
     beside = play(tmp_path_factory.mktemp("beside"), 0, World(), colocate=True)
     assert beside.value == value and beside.beside == ["asleep"] * STEPS and not beside.pool.asleep
-    for moment in range(3, beside.world.count, 7):
+    for moment in range(3, beside.world.count, 5):
         lost = play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment})), colocate=True)
+        assert lost.value == value and set(lost.beside) == {"asleep"}
+        missed = World(missed=frozenset({moment}))
+        lost = play(tmp_path_factory.mktemp("missed"), 0, missed, colocate=True, more=["learner.checkpoint_every=3"])
         assert lost.value == value and set(lost.beside) == {"asleep"}
 
 

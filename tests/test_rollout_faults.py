@@ -31,7 +31,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 class SlowEngine:
     """Every step takes 20 ms and ends the oldest request; the tokens follow from the seed. Some prompts it does not survive."""
 
-    version = 0
+    version, asleep = 0, False
 
     def __init__(self):
         self.running = {}
@@ -53,7 +53,10 @@ class SlowEngine:
 
     def load_weights(self, buckets, version):
         assert len(buckets) == 1
-        self.version = version
+        self.version, self.asleep = version, False
+
+    def sleep(self):
+        self.asleep = True
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,12 @@ def workers(doing: str = "") -> list[int]:
 
     children = psutil.Process().children(recursive=True)
     return [child.pid for child in children if f"RolloutWorker{doing}" in (name := title(child)) and "__init__" not in name]
+
+
+def wait_until_all_are_up(pool: RolloutPool) -> None:
+    while any(slot.state is not State.UP for slot in pool.fleet.slots):
+        assert pool.completed(0) == []
+        time.sleep(0.1)
 
 
 def all_completed(pool: RolloutPool) -> list[list[Trajectory]]:
@@ -212,6 +221,27 @@ def test_the_clock_of_all_deadlines_stands_still_while_the_driver_is_elsewhere(m
     assert clock.now() == 9  # left at 905
 
 
+def test_engines_that_restart_are_put_to_sleep_with_the_others_and_need_no_weights_for_it(pool, openings):
+    def engine(name: str) -> list:
+        found = [slot.worker.__ray_call__.remote(lambda worker: getattr(worker.thread.loop.engine, name)) for slot in slots]
+        return ray.get(found, timeout=60)
+
+    wait_until_all_are_up(pool)
+    slots, version, limit = pool.fleet.slots, pool.version + 1, pool.config.rollout.start_timeout_s
+    pool.load_weights(new_weights(version))
+    os.kill(ray.get(slots[1].worker.__ray_call__.remote(lambda worker: os.getpid()), timeout=60), signal.SIGKILL)
+    pool.config.rollout.start_timeout_s = 0.1
+    with pytest.raises(TimeoutError, match=r"rollout.start_timeout_s=0.1: waited to put engines to sleep: 1 \(starting\)"):
+        pool.sleep()
+    pool.config.rollout.start_timeout_s = limit
+    pool.sleep()
+    assert [slot.state for slot in slots] == [State.ASLEEP] * 3 and engine("asleep") == [True] * 3
+    assert engine("version") == [version, 0, version]
+    pool.load_weights(new_weights(version + 1))
+    assert engine("asleep") == [False] * 3
+    assert versions(list(pool.stream("attempt", groups(openings, "slept", 20), 1.0))) == {version + 1}
+
+
 @pytest.mark.long
 def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, openings, monkeypatch):
     def kill_late(worker, no_restart: bool) -> None:
@@ -222,9 +252,7 @@ def test_a_worker_whose_engine_hangs_or_that_is_frozen_is_replaced(pool, opening
     pool.submit("attempt", [[Trajectory("endless", "p", "", "", openings[0][1])]], 1.0)
     (((endless,),),) = [all_completed(pool)]
     pool.config.rollout.retries = pool.backlog.retries = 5
-    while any(slot.state is not State.UP for slot in pool.fleet.slots):
-        assert pool.completed(0) == []
-        time.sleep(0.1)
+    wait_until_all_are_up(pool)
     # What still answers before it is killed is not taken for the next worker, and given up once more.
     assert endless.stop_reason is StopReason.FAILED and pool.metrics()["hangs"] == hangs + 2
     monkeypatch.undo()

@@ -118,6 +118,7 @@ class Training:
         What was sampled stays if it is from the same step, but for a mixture: that is sampled whole or not at all. The next
         death may come at any call to learners or pool. None is between the ledger and the flow, so that they always fit.
         """
+        self.rest()
         self.update.rebuild()
         if (folder := self.store.latest()) is None:
             self.begin()
@@ -173,6 +174,8 @@ class Training:
         clock.lap("rollout_s")
         self.session.grade(trajectories)
         extra = sample_extra(self.session, trajectories)
+        if self.session.config.rollout.colocate:
+            self.flow.drain(self.step)
         self.rest()
         clock.lap("reward_s")
         rate = settings.learning_rate * schedule(self.step, settings.steps, settings.warmup_steps, decay=False)

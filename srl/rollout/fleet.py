@@ -115,6 +115,7 @@ class Fleet:
         """`shared` is room for learner and engine i in bundle i; without it each actor goes where there is room."""
         self.config, self.shared = config, shared
         self.weights, self.given = None, 0.0  # the current ones, and when they were given
+        self.resting = False  # until the next weights: whoever comes up is put to sleep, and needs none
         # Pickled apart, handles are no object references, of which Ray says at every start that a restart may miss them.
         self.arguments = cloudpickle.dumps(tuple(reward_actors)), make_engine
         self.counts: Counter[str] = Counter()
@@ -176,7 +177,7 @@ class Fleet:
 
         A stream begins when all that are up now wait for it; those that come later get its copy in the object store.
         """
-        self.weights, self.given = weights, self.clock.now()
+        self.weights, self.given, self.resting = weights, self.clock.now(), False
         finish_first = self.config.rollout.weight_update == "finish"
         for slot in self.slots:
             if slot.state not in (State.UP, State.ASLEEP):
@@ -187,14 +188,31 @@ class Fleet:
             else:
                 self._load(slot)
 
-    def sleep(self) -> list[Event]:
-        """Every worker that is up gives its GPU's memory back until the next weights; returns when they have."""
-        calls = {slot.worker.sleep.remote(): slot for slot in self.slots if slot.state is State.UP}
-        timeout_s = self.config.rollout.timeout_s
-        lost = failed({call: slot.index for call, slot in calls.items()}, timeout_s, "an engine to sleep", "rollout.timeout_s")
-        for slot in calls.values():
+    def sleep(self) -> Iterator[Event]:
+        """Every worker that is not gone gives its GPU's memory back until the next weights; ends when all have.
+
+        Who starts, loads or works is waited for: it would take memory beside learners that train. Raises TimeoutError when none
+        of them can be put to sleep for `rollout.start_timeout_s`, and what `events` raises.
+        """
+        self.resting, limit = True, self.config.rollout.start_timeout_s
+        deadline = time.monotonic() + limit
+        while awake := [slot for slot in self.slots if slot.state not in (State.ASLEEP, State.GONE)]:
+            if idle := [slot for slot in awake if slot.state is State.UP and not slot.orders]:
+                yield from self._put_to_sleep(idle)
+                deadline = time.monotonic() + limit
+            elif time.monotonic() > deadline:
+                who = ", ".join(f"{slot.index} ({slot.state.value})" for slot in awake)
+                raise TimeoutError(f"rollout.start_timeout_s={limit:g}: waited to put engines to sleep: {who}")
+            else:
+                yield from self.events(PAUSE_S)
+
+    def _put_to_sleep(self, idle: list[Slot]) -> Iterator[Event]:
+        timeout_s, calls = self.config.rollout.timeout_s, {slot.worker.sleep.remote(): slot.index for slot in idle}
+        lost = failed(calls, timeout_s, "an engine to sleep", "rollout.timeout_s")
+        for slot in idle:
             slot.enter(State.ASLEEP)
-        return [event for index, why in lost.items() for event in self._kill(self.slots[index], "hangs", why)]
+        for index, why in lost.items():
+            yield from self._kill(self.slots[index], "hangs", why)
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """What was finished and what was lost; waits for news at most `timeout_s`. Deadlines count the time spent here alone.
@@ -243,7 +261,7 @@ class Fleet:
         except RayTaskError as error:
             if name == "load_weights" and isinstance(error.cause, ObjectLostError):
                 slot.enter(State.STARTING)  # it lives, and loads what there is next
-                if made < self.given:
+                if made < self.given or self.resting:
                     return
                 raise WeightsLost(f"weights {self.version} are gone with the process or node that made them") from error
             if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | TimeoutError):
@@ -255,7 +273,7 @@ class Fleet:
                 if result == slot.given_up:
                     return  # asked again below
                 slot.life = result
-                self._load(slot) if self.weights else slot.enter(State.UP)
+                self._load(slot) if self.weights and not self.resting else slot.enter(State.UP)
             elif name == "begin_weights":
                 slot.life = result
                 slot.enter(State.WAITING)

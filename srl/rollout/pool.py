@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup
 
 from srl.config import Config
 from srl.rollout.backlog import Backlog, Lengths, Order
-from srl.rollout.fleet import Finished, Fleet, Lost
+from srl.rollout.fleet import Event, Finished, Fleet, Lost
 from srl.rollout.recorded import append_trajectories
 from srl.rollout.thread import Job
 from srl.rollout.worker import MakeEngine, configured_engine
@@ -144,11 +144,13 @@ class RolloutPool:
         return {name: max(slot.load_seconds.get(name, 0.0) for slot in self.fleet.slots) for name in sorted(parts)}
 
     def sleep(self) -> None:
-        """All engines give their memory back until the next `load_weights`. Raises RuntimeError when there is work."""
+        """All engines give their memory back until the next `load_weights`, also those that only come up now.
+
+        Raises RuntimeError when there is work, TimeoutError when an engine that is starting or loading does not get done.
+        """
         if self.held.total():
             raise RuntimeError(f"{self.held.total()} trajectories are not taken yet: engines cannot sleep")
-        for event in self.fleet.sleep():
-            self._try_again(event)
+        self._hear(self.fleet.sleep())
 
     def metrics(self) -> dict[str, int]:
         """Counts since the start: `deaths` and `hangs` of workers, `retried` groups, `failed` trajectories; `sampled_tokens`,
@@ -178,13 +180,16 @@ class RolloutPool:
     def _move(self, timeout_s: float) -> None:
         """Hand out work, then take what happened; waits for news at most `timeout_s`."""
         self._deal()
-        for event in self.fleet.events(min(timeout_s, NEWS_S)):
+        self._hear(self.fleet.events(min(timeout_s, NEWS_S)))
+        self._deal()
+
+    def _hear(self, events: Iterator[Event]) -> None:
+        for event in events:
             if isinstance(event, Finished):
                 self.lengths.seen(event.job.trajectories)
                 self._finish(event.order, event.job.trajectories)
             else:
                 self._try_again(event)
-        self._deal()
 
     def _deal(self) -> None:
         by_worker: dict[int, list[Order]] = defaultdict(list)
