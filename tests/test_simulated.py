@@ -41,6 +41,28 @@ def test_with_unequal_lengths_a_step_waits_for_its_longest():
     assert unequal.step_s > 1.2 * simulate(EVEN).step_s and unequal.learner_idle > simulate(EVEN).learner_idle
 
 
+# Two slots at 10 tokens/s each: a prompt takes 10 s, its training 5. Two prompts run until 10 s; the first is trained until 15,
+# when a third begins, the second until 20. With `continue` a fourth begins then: the third has ended at 25 and is trained until
+# 30, when the fourth has ended, too: 35 s. With `finish` the weights of 20 s wait for the third, until 25; the fourth runs from
+# there to 35, the weights of 30 s wait for it, and its training ends at 40.
+@pytest.mark.parametrize(("finish", "seconds"), [(False, 35), (True, 40)])
+def test_finishing_first_takes_from_what_sampling_ahead_gains(finish: bool, seconds: float):
+    found = simulate(Cluster(1, 10, 20, 20, 100, 1000, 0.0, 2, prompts=1, group=1, ahead=1, steps=4, finish=finish))
+    assert found.step_s == pytest.approx(seconds / 4)
+
+
+def test_the_more_engines_wait_for_each_other_the_longer_a_step_takes():
+    uneven = Cluster(4, 20, 80, 1280, 100, 1000, 0.8, 4, prompts=64, group=1, sync_s=0.5, ahead=1, steps=12)
+    ways = [replace(uneven, finish=False), uneven, replace(uneven, together=True), replace(uneven, together=True, ahead=0)]
+    seconds = [simulate(way).step_s for way in ways]
+    assert seconds == sorted(seconds) and len(set(seconds)) == len(ways)
+
+
+def test_without_sampling_ahead_nothing_runs_when_weights_come():
+    uneven = replace(EVEN, spread=0.8, sync_s=0.5)
+    assert simulate(uneven) == simulate(replace(uneven, finish=False)) == simulate(replace(uneven, together=True))
+
+
 def test_a_cluster_without_workers_is_refused():
     with pytest.raises(ValueError, match="a cluster needs workers"):
         simulate(replace(EVEN, workers=0))
@@ -49,6 +71,7 @@ def test_a_cluster_without_workers_is_refused():
 def test_the_command_prints_a_line_for_each_size_and_staleness(capsys):
     numbers = ["--full", "2560", "--alone", "100", "--learner", "5120", "--tokens", "100", "--workers", "2,4", "--spread", "0"]
     assert main(["size", *numbers, "rl.prompts=64", "rl.group=8", "rl.mini_batches=2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "rollout.weight_update=finish learner.transfer=store"
     assert [line.split()[:2] for line in lines[1:]] == [["2", "0"], ["2", "1"], ["4", "0"], ["4", "1"]]
     assert lines[1].split()[2:4] == ["20.0", "2,560"]

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, config: Config) -> None:
     from srl.rollout.simulated import Cluster, simulate
 
+    print(f"rollout.weight_update={config.rollout.weight_update} learner.transfer={config.transfer}")
     print("workers  ahead   s/step  tokens/s  rollout idle  learner idle")
     for workers in options.workers or [config.rollout.workers]:
         for ahead in (0, 1):
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace, config: Config) -> None:
                     config.rl.group,
                     options.sync,
                     ahead,
+                    finish=config.rollout.weight_update == "finish",
+                    together=config.transfer != "store",
                 )
             )
             print(

@@ -67,8 +67,8 @@ class RolloutConfig(Section):
     weight_update: Literal["finish", "continue"] = Field(
         "finish",
         description="What runs when weights arrive (rl.ahead) ends under the old ones first, or goes on under the new ones. "
-        "Meanwhile `finish` begins no more trajectories on that engine (with learner.transfer broadcast or ipc: until all have "
-        "ended theirs) and the next step waits: in a simulation sampling ahead then gains a third to a half as much.",
+        "With `finish` an engine begins no more trajectories meanwhile (with learner.transfer broadcast or ipc: until all have "
+        "ended theirs), and the next step waits, each time about as long as the longest that runs takes.",
     )
     record: str = Field("", description="File to which finished trajectories are appended, JSON lines; empty for none.")
     replay: str = Field("", description="Such a file, whose trajectories are given again in place of vLLM's; empty for vLLM.")

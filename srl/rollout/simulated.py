@@ -24,7 +24,9 @@ class Cluster:
 
     Lengths are log-normal with mean `mean_tokens`; `spread` is the standard deviation of their logarithm; none is longer than
     `max_tokens`. The learner takes `learner_tokens_s` tokens/s and a sync `sync_s` seconds, in which engines stand still.
-    Rollouts may begin `ahead` steps before the weights of their own step are there: 0 is synchronous training.
+    Rollouts may begin `ahead` steps before the weights of their own step are there: 0 is synchronous training. With `finish`
+    (rollout.weight_update) an engine first ends what runs and begins nothing, and the learner waits for all; if they load
+    `together` (learner.transfer broadcast, ipc) none goes on before all have.
     """
 
     workers: int
@@ -40,6 +42,8 @@ class Cluster:
     sync_s: float = 0.0
     ahead: int = 0
     steps: int = 4
+    finish: bool = True
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,7 @@ class Simulation:
             if soonest >= self.learner_ends:
                 self._trained()
                 continue
-            self.clock = soonest
-            for engine, loop in zip(self.engines, self.loops, strict=True):
-                if engine.next_end <= soonest + 1e-9:  # all that ends now, before anything is dealt
-                    loop.step()
-                    loop.begin_waiting()
+            self._move(soonest)
             self._train()
         seconds = self.clock
         return Shares(
@@ -145,6 +145,14 @@ class Simulation:
             1 - sum(engine.busy_s for engine in self.engines) / (seconds * self.cluster.workers),
             1 - self.learner_busy_s / seconds,
         )
+
+    def _move(self, soonest: float) -> None:
+        """To the time when the next request ends; all that ends then, before anything is dealt."""
+        self.clock = soonest
+        for engine, loop in zip(self.engines, self.loops, strict=True):
+            if engine.next_end <= soonest + 1e-9:
+                loop.step()
+                loop.begin_waiting()
 
     def _begin_steps(self) -> None:
         while self.begun < min(self.cluster.steps, self.version + self.cluster.ahead + 1):
@@ -156,7 +164,9 @@ class Simulation:
                 self.backlog.put(Order(Job(f"{step}/{prompt}", "", group, 1.0), step))
 
     def _deal(self) -> None:
-        for worker, order in self.backlog.deal(self.running):
+        """To those that are not about to load."""
+        up = {worker: orders for worker, orders in self.running.items() if not self.loops[worker].paused}
+        for worker, order in self.backlog.deal(up):
             self.engines[worker].advance(self.clock)
             self.running[worker].append(order)
             left = [order.size]
@@ -183,13 +193,39 @@ class Simulation:
 
     def _trained(self) -> None:
         self.clock = self.learner_ends
-        for engine in self.engines:
+        for engine, loop in zip(self.engines, self.loops, strict=True):
             engine.advance(self.clock)
-            engine.pause(self.cluster.sync_s)
-        self.clock += self.cluster.sync_s
+            loop.paused = True
+        while waiting := [worker for worker, loop in enumerate(self.loops) if loop.paused]:
+            self._load(waiting)
+            if any(loop.paused for loop in self.loops):
+                self._deal()
+                self._move(min(engine.next_end for engine in self.engines))
+        self._go_on_until(self.clock + self.cluster.sync_s)
         self.tokens += self.step_tokens[self.version]
         self.version, self.learner_ends = self.version + 1, math.inf
         self._train()
+
+    def _load(self, waiting: list[int]) -> None:
+        """Into those of the waiting ones that may load now; they begin again what they have."""
+        ready = [worker for worker in waiting if not (self.cluster.finish and self.loops[worker].active)]
+        if self.cluster.together and len(ready) < len(waiting):
+            return
+        for worker in ready:
+            self.engines[worker].advance(self.clock)
+            self.engines[worker].pause(self.cluster.sync_s)
+            self.loops[worker].paused = False
+            self.loops[worker].begin_waiting()
+
+    def _go_on_until(self, time: float) -> None:
+        """The last engine loads; others may have loaded before."""
+        self._deal()
+        while (soonest := min(engine.next_end for engine in self.engines)) < time:
+            self._move(soonest)
+            self._deal()
+        self.clock = time
+        for engine in self.engines:
+            engine.advance(time)
 
 
 def one_generation(max_tokens: int) -> Protocol:
