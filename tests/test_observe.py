@@ -12,6 +12,7 @@ import ray
 import yaml
 
 from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config, load_run
+from srl.driver import run as driver
 from srl.main import main
 from srl.observe import progress
 from srl.observe.metrics import Exporter, metric_name
@@ -98,6 +99,21 @@ def test_json_lines_carry_run_phase_step_and_level(run: RunDirectory, capsys: py
         "time": "", "level": "info", "run": "tiny", "phase": "sft", "step": 3, "message": 'epoch 1/2  "quoted"',
     }  # fmt: skip
     assert second["level"] == "warning"
+
+
+def test_every_line_of_a_run_is_json_from_its_first_on(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    def connect(config: Config) -> None:
+        progress.say("waiting for nodes")
+        raise ConfigError("none came")
+
+    monkeypatch.setattr(progress, "FIELDS", [])
+    monkeypatch.setattr(driver, "check_start", lambda config, phases: {})
+    monkeypatch.setattr(driver, "connect", connect)
+    for log, message in (("json", lambda line: json.loads(line)["message"]), ("text", str)):
+        with pytest.raises(ConfigError, match="none came"):
+            driver.run_phases(load_config(None, [f"run.directory={tmp_path}", f"run.log={log}"]), "sft")
+        lines = capsys.readouterr().out.splitlines()
+        assert [message(line) for line in lines] == [f"run tiny in {tmp_path}/tiny", "waiting for nodes"]
 
 
 class FakeSink(ModuleType):

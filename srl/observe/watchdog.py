@@ -16,7 +16,6 @@ import ray._private.state
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from srl.config import Config
-from srl.observe import progress
 from srl.observe.health import Beat, killed_for_memory, likely_cause, memory_risks, silent, stalled
 from srl.observe.metrics import Exporter
 from srl.observe.progress import say
@@ -29,9 +28,7 @@ SILENT_BEATS = 6  # missed heartbeats after which an actor is called silent
 
 @contextmanager
 def observed(config: Config, run: RunDirectory) -> Iterator[None]:
-    """While open, the run is watched, exported and logged; needs Ray. An actor's death is explained before it is raised."""
-    if config.run.log == "json":
-        progress.FIELDS.append(run.context)
+    """While open, the run is watched and exported; needs Ray. An actor's death is explained before it is raised."""
     with open_sinks(config.run.sinks, run, identity(config)):
         watchdog = Watchdog(run, config.run.name, config.run.heartbeat_s, config.run.stall_s, say)
         try:
