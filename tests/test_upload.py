@@ -1,6 +1,8 @@
 """Uploaded checkpoints of stage 2: whose they are, what `fresh` does to them, and the best policy that goes with them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -104,6 +106,32 @@ class Silent(MemoryFileSystem):
 
     def pipe_file(self, *arguments, **options) -> None:
         Event().wait(5)
+
+
+STOPPED = """
+import sys, threading
+from pathlib import Path
+from srl.learner import checkpoint
+checkpoint.copy_out = lambda *arguments: threading.Event().wait()
+store = checkpoint.Checkpoints(Path(sys.argv[1]), 2, "file:///nowhere", "me")
+store.save(1, {}, lambda folder: (folder / "part-0.safetensors").write_text("1"))
+raise SystemExit("stopping; what is done is kept")
+"""
+
+
+def test_a_store_that_hangs_does_not_keep_a_process_that_was_stopped(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", STOPPED, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "what is done is kept" in ended.stderr, ended.stderr
+    assert Checkpoints(tmp_path, 2).steps() == [1]
+
+
+def test_a_run_that_ends_well_waits_for_its_last_upload_and_no_longer_than_the_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "UPLOAD_S", 0.2)
+    monkeypatch.setattr(checkpoint, "copy_out", lambda *arguments: Event().wait(5))
+    store = Checkpoints(tmp_path / "here", 2, "file:///nowhere", "owner")
+    store.save(1, {}, lambda folder: None)
+    with pytest.raises(ConfigError, match="learner.upload: step-00000001 was not copied to file:///nowhere in 0.2 s"):
+        store.close()
 
 
 @pytest.mark.parametrize(

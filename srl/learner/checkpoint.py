@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,6 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, upload: str = "", owner: str = ""):
         self.folder, self.keep, self.upload, self.owner = folder, keep, upload, owner
-        self.thread = ThreadPoolExecutor(1, "upload-checkpoint")
         self.sending: tuple[Path, Future] | None = None
 
     def steps(self) -> list[int]:
@@ -120,7 +119,7 @@ class Checkpoints:
             if not self.sending[1].done():
                 return
             self._sent()
-        self.sending = folder, self.thread.submit(copy_out, folder, self.upload, self.keep, self.owner)
+        self.sending = folder, begin_copying(folder, self.upload, self.keep, self.owner)
 
     def _sent(self) -> None:
         """Wait for the upload that is under way. Raises ConfigError when it fails or takes longer than `UPLOAD_S`."""
@@ -191,6 +190,20 @@ def check_writable(url: str) -> None:
 def uploaded(files: AbstractFileSystem, root: str) -> list[str]:
     """The files WHOLE of the checkpoints there, oldest first."""
     return sorted(files.glob(f"{root}/step-*/{WHOLE}"))
+
+
+def begin_copying(folder: Path, url: str, keep: int, owner: str) -> Future:
+    """`copy_out` on a thread that a process which ends early, after an error or a stop, does not wait for."""
+    copying: Future = Future()
+
+    def copy() -> None:
+        try:
+            copying.set_result(copy_out(folder, url, keep, owner))
+        except Exception as error:  # every kind of store has exceptions of its own
+            copying.set_exception(error)
+
+    threading.Thread(target=copy, daemon=True, name="upload-checkpoint").start()
+    return copying
 
 
 def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
