@@ -1,10 +1,11 @@
 """Tokens per second of the learner: python -m benchmarks.learner [--examples N] [--rounds N] [--trl PYTHON] [--memory]
 
 One learner actor (Ray, DeepSpeed) takes optimizer steps on the embedded model; alternating with it, a plain PyTorch loop in a
-process of its own does the same on the same packed rows, and on rows that are padded to the longest sequence of each mini-batch,
-as trainers without packing do. With --trl, a Python that has TRL installed, its SFTTrainer trains on the same sequences in the
-same order, padded as is its default (its packing needs FlashAttention, which CPUs lack), with as many sequences in a pass as
-have the learner's budget of tokens on average. One thread each; first losses must agree.
+process of its own does the same on the same packed rows, and on rows that are padded to the longest sequence of the whole step,
+as trainers with rows of one length do. With --trl, a Python that has TRL installed, its SFTTrainer trains on the same sequences
+in the same order, padded in each pass to the longest of it, as is its default (its packing needs FlashAttention, which CPUs
+lack), with as many sequences in a pass as have the learner's budget of tokens on average. One thread each; the first losses of
+the learner, the plain loop on packed rows and TRL must agree.
 
 With --memory instead: the peak memory per actor of two ranks by ZeRO stage, of a Qwen2 with 57 M random parameters. Prints JSON.
 """
@@ -123,7 +124,7 @@ def speed(config: Config, count: int, rounds: int, trl: str) -> dict[str, float]
         trainer.close()
         losses["trl"].pop(0)
     learners.close()
-    # The plain model steps twice a round, so only the first losses are of the same weights.
+    # The plain model steps twice a round, on padded rows second, so only the first losses are of the same weights.
     first = {name: losses[name][0] for name in losses if name != "padded_loop"}
     assert max(first.values()) - min(first.values()) < 1e-3, first
     found = {name: median(values[1:]) for name, values in rates.items()}  # the first round warms up

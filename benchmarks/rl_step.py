@@ -2,10 +2,12 @@
 
 Measured: rollout (vLLM), reward, learner (packed, DeepSpeed) and weight sync of one step of the embedded task, from `--model`
 (a fine-tuned one, whose answers are long and of many lengths; or the base model). With --trl, a Python that has TRL installed,
-its GRPOTrainer takes steps in between: same model, problems, group size, longest response, optimizer, no KL, float32, one thread.
-It samples with `generate` of transformers, its default, all trajectories at once. With --bfloat16 both use that: TRL by autocast
-and with gradient checkpointing, as are its defaults; srl in the weights, with the correction for what that changes. Processor
-time, of this process and all it started against TRL's process, says the same on a machine that does other things too.
+its GRPOTrainer takes steps in between: same model, problems, group size, longest response, optimizer, no KL, float32, one thread
+(of srl: in each process; engine and learner take turns). It samples with `generate` of transformers, its default, all
+trajectories at once. With --bfloat16 both use that: TRL by autocast and with gradient checkpointing, as are its defaults; srl in
+the weights, with the correction for what that changes. Each learns from what it sampled itself, so models and answers differ from
+the second step on; `tokens` of both are printed. Processor time, of this process and all it started against TRL's process, says
+how much work it is where the machine does other things too. The first round warms up.
 
 Simulated: steps per hour with `rl.ahead` 0, 1, 2 and 4 against 0, with the real ledger, and engines that sample groups of
 log-normal length side by side, one each; no model runs (--simulate: this alone). When weights come, engines do what
