@@ -51,6 +51,27 @@ def test_a_critic_needs_the_learners_room_again():
     assert shortage(asked, [Node("a", 8, 3)]) is None
 
 
+def test_judges_that_are_reward_models_take_a_learners_room_for_each_engine():
+    asked = config("protocol.judge=runs/x/checkpoints/orm", "learner.gpus=1", "rollout.gpus=1", "rollout.workers=2")
+    assert shortage(asked, [Node("a", 9, 4)]).startswith(
+        "rollout.workers=2 asked and as many judges (protocol.judge), 1 of them fit: each needs 1 CPUs and 1 GPUs"
+    )
+    assert shortage(asked, [Node("a", 9, 5)]) is None
+    elsewhere = config("protocol.judge=served", "learner.gpus=1", "rollout.gpus=1", "rollout.workers=2")
+    assert shortage(elsewhere, [Node("a", 9, 3)]) is None
+
+
+def test_an_evaluation_needs_no_room_for_learners_but_where_engines_share_it():
+    asked = config("learner.gpus=1", "rollout.gpus=1", "credit.advantage=gae")
+    assert shortage(asked, [Node("a", 8, 1)], trains=False) is None
+    assert shortage(asked, [Node("a", 8, 2)]).startswith("learner.workers=1 asked")
+    judged = config("learner.gpus=1", "rollout.gpus=1", "protocol.judge=runs/x/checkpoints/orm")
+    assert shortage(judged, [Node("a", 8, 2)], trains=False) is None
+    assert "as many judges" in shortage(judged, [Node("a", 8, 1)], trains=False)
+    beside = config("rollout.colocate=true", "learner.gpus=1", "rollout.gpus=1")
+    assert shortage(beside, [Node("a", 8, 0)], trains=False).startswith("learner.workers=1 asked, each with an engine")
+
+
 def test_an_engine_beside_a_learner_needs_cpus_and_no_gpu_of_its_own():
     asked = config(
         "rollout.colocate=true", *(f"{part}.{what}" for part in ("learner", "rollout") for what in ("workers=2", "gpus=1"))
@@ -70,7 +91,7 @@ def test_dead_nodes_do_not_count():
 def test_without_an_address_or_with_local_a_run_starts_a_ray_of_its_own(monkeypatch):
     asked, waited = [], []
     monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.append(options))
-    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s: waited.append(wait_s))
+    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s, trains: waited.append(wait_s))
     for variable, setting in [("", ""), ("", "local"), ("local", ""), ("10.0.0.2:6379", "local")]:
         monkeypatch.setenv("RAY_ADDRESS", variable)
         cluster.connect(config(f"run.ray_address={setting}"))
@@ -82,7 +103,7 @@ def test_a_run_joins_the_cluster_that_is_configured_or_that_it_is_in(monkeypatch
     asked, waited = [], []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.append(options))
-    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s: waited.append(wait_s))
+    monkeypatch.setattr(cluster, "check_cluster", lambda config, wait_s, trains: waited.append(wait_s))
     cluster.connect(config("run.ray_address=10.0.0.1:6379"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     cluster.connect(config())

@@ -21,8 +21,9 @@ CALLS_KEPT = 10_000  # of actors, which Ray's tools can list: at 3 KiB each its 
 NODES_LOOK_S = 1.0  # between two looks at the nodes that have joined
 
 
-def connect(config: Config) -> None:
-    """Join the cluster this process is in, or the configured one, or start a local Ray."""
+def connect(config: Config, trains: bool = True) -> None:
+    """Join the cluster this process is in, or the configured one, or start a local Ray; it needs room for learners if it
+    `trains`. Raises ConfigError as `check_cluster`, and where no cluster answers."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -37,7 +38,7 @@ def connect(config: Config) -> None:
                 ray.init(address=address, **options)
         except ConnectionError as error:
             raise ConfigError(f"{setting}={address}: no Ray cluster answers there ({error})") from None
-        check_cluster(config, config.run.nodes_wait_s)
+        check_cluster(config, config.run.nodes_wait_s, trains)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,7 +54,7 @@ def connect(config: Config) -> None:
             include_dashboard=bool(config.run.dashboard_port),
             **options,
         )
-    check_cluster(config, 0)
+    check_cluster(config, 0, trains)
 
 
 @contextmanager
@@ -110,13 +111,13 @@ def check_port(config: Config) -> None:
             raise ConfigError(f"run.dashboard_port={port}: the port is taken") from None
 
 
-def check_cluster(config: Config, wait_s: float) -> None:
+def check_cluster(config: Config, wait_s: float, trains: bool = True) -> None:
     """Raises ConfigError when the cluster cannot hold all actors at once, asked and present side by side.
 
     A job may begin before the cluster's nodes have joined: KubeRay submits it as soon as the head answers. They are waited for.
     """
     begun, told = time.monotonic(), False
-    while lack := shortage(config, alive_nodes(ray.nodes())):
+    while lack := shortage(config, alive_nodes(ray.nodes()), trains):
         if time.monotonic() - begun >= wait_s:
             raise ConfigError(lack + (f"; waited run.nodes_wait_s={wait_s:g} for more" if wait_s else ""))
         if not told:

@@ -105,7 +105,7 @@ def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
     if not complete(session, cell, tests):
         if not session.config.rollout.replay:
             check_engines(session.config)
-        connect(session.config)
+        connect(session.config, trains=False)
     with bar(len(tests) * cell.samples, "trajectories") as progress:
         row = measure(session, cell, tests, progress)
     say(f"      {cell.method} on {cell.benchmark}: " + "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta")))

@@ -35,22 +35,15 @@ def alive_nodes(table: Sequence[Mapping[str, Any]]) -> list[Node]:
     ]
 
 
-def shortage(config: Config, nodes: Sequence[Node]) -> str | None:
-    """One line when some actors can have no place, else None.
+def shortage(config: Config, nodes: Sequence[Node], trains: bool = True) -> str | None:
+    """One line when some actors can have no place, else None; with `trains` false, learners are none of them.
 
     Actors are placed largest first, each on the node with the least left that still takes it. Stage-1 pipelines need one CPU
     more, anywhere.
     """
     there = "; ".join(str(node) for node in nodes)
     left = [Node(node.name, node.cpus, node.gpus, node.labels) for node in nodes]
-    learner = config.learner
-    parts = [("learner", "", learner), ("rollout", "", config.rollout), ("reward", "", config.reward)]
-    if config.rollout.colocate:
-        both = learner.model_copy(update={"cpus": learner.cpus + config.rollout.cpus})
-        parts[:2] = [("learner", ", each with an engine beside it", both)]
-    if config.credit.needs_critic:
-        parts.append(("learner", " again for the critic", learner))
-    for role, again, part in sorted(parts, key=lambda item: (-getattr(item[2], "gpus", 0), -item[2].cpus)):
+    for role, again, part in sorted(parts(config, trains), key=lambda item: (-getattr(item[2], "gpus", 0), -item[2].cpus)):
         gpus = getattr(part, "gpus", 0)
         for placed in range(part.workers):
             if not place(left, part.cpus, gpus, part.nodes):
@@ -62,6 +55,22 @@ def shortage(config: Config, nodes: Sequence[Node]) -> str | None:
     if not place(left, 1, 0, {}):
         return f"stage 1's pipelines need 1 CPU beside all actors, none is left; in the cluster: {there}"
     return None
+
+
+def parts(config: Config, trains: bool) -> list[tuple[str, str, Any]]:
+    """Section, what its workers are besides or again, and what each of them takes."""
+    learner, rollout = config.learner, config.rollout
+    found: list[tuple[str, str, Any]] = [("reward", "", config.reward)]
+    if rollout.colocate:
+        both = learner.model_copy(update={"cpus": learner.cpus + rollout.cpus})
+        found.append(("learner", ", each with an engine beside it", both))
+    else:
+        found += [("learner", "", learner)] * trains + [("rollout", "", rollout)]
+    if config.credit.needs_critic and trains:
+        found.append(("learner", " again for the critic", learner))
+    if "/" in config.protocol.judge:  # a reward model's folder: an actor for each engine, as large as a learner
+        found.append(("rollout", " and as many judges (protocol.judge)", learner.model_copy(update={"workers": rollout.workers})))
+    return found
 
 
 def place(left: list[Node], cpus: float, gpus: float, labels: Mapping[str, str]) -> bool:
