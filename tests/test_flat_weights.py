@@ -4,6 +4,7 @@ import inspect
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import time
 
@@ -94,10 +95,36 @@ def test_lent_memory_is_opened_by_another_process_without_a_copy_and_leaves_no_f
     process.start()
     assert here.recv() == (expected, place(CPU))
     lent.close()
-    assert not file.exists() and file.parent == shared_memory()
+    assert not file.exists() and file.parent.parent == shared_memory() and not file.parent.exists()
     here.send("closed")
     assert here.recv() == expected
     process.join()
+
+
+def lend_and_die(answer) -> None:
+    lent = Lent(4096, CPU)
+    answer.send(lent.file)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_lent_is_deleted_when_the_next_part_is_lent_and_what_is_in_use_or_not_ours_is_not():
+    living = Lent(16, CPU)
+    here, there = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=lend_and_die, args=(there,))
+    process.start()
+    left = here.recv()
+    process.join()
+    other = left.parent.with_name(f"{left.parent.name}-other")
+    other.mkdir()
+    assert left.exists()
+    again = Lent(16, CPU)
+    assert not left.parent.exists() and living.file.exists() and again.file.exists() and other.exists()
+    living.flat.fill_(3)
+    assert open_lent(living.handle(), CPU).tolist() == [3] * 16
+    other.rmdir()
+    living.close()
+    again.close()
+    assert not living.file.exists() and not again.file.exists()
 
 
 def test_the_memory_of_a_gpu_is_opened_under_the_number_that_the_opening_process_gives_that_gpu(monkeypatch):

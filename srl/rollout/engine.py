@@ -4,12 +4,11 @@ Written against what vLLM 0.27 to 0.32 share.
 """
 
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from srl.rollout.machine import check_machine
 from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Bucket, Named, as_files, unpack
 from srl.weights.feed import Feed
-from srl.weights.share import shared_memory
+from srl.weights.share import SharedFolder
 from srl.weights.stream import Link, receive_part
 
 PRIMITIVES = 256  # kernels that oneDNN keeps, one for each shape of a product, about 165 KiB each; its own 1,024 fill over hours
@@ -257,8 +256,8 @@ class Engine:
         elif not self.own_process:
             yield from ({"tensors": unpack(bucket)} for bucket in buckets)
         else:
-            with tempfile.TemporaryDirectory(prefix="srl-weights-", dir=shared_memory()) as folder:
-                yield from ({"file": str(file)} for file in as_files(buckets, Path(folder)))
+            with closing(SharedFolder()) as folder:
+                yield from ({"file": str(file)} for file in as_files(buckets, folder.path))
 
 
 def device_options(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
