@@ -207,12 +207,13 @@ def main() -> None:
     ray.init(address="local", num_cpus=8, object_store_memory=2 * size + 256 * MIB, log_to_driver=False, include_dashboard=False)
     result = {"parameters": len(weights), "bytes": size, "copy_bytes_per_s": copy_speed(), "receivers": {}}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights}
-    sender = ray.remote(Sender).options(num_cpus=0.5).remote(options.layers, options.bucket_mib)
     for count in options.receivers:
+        # A new one each time: the old one is a member of a group with receivers that are gone.
+        sender = ray.remote(Sender).options(num_cpus=0.5).remote(options.layers, options.bucket_mib)
         receivers = [ray.remote(Receiver).options(num_cpus=0.5).remote(shapes) for _ in range(count)]
         result["receivers"][count] = compared(weights, sender, receivers, options, result["copy_bytes_per_s"])
-        for receiver in receivers:
-            ray.kill(receiver)
+        for actor in (sender, *receivers):
+            ray.kill(actor)
     print(json.dumps(result, indent=1), flush=True)
     ray.shutdown()
 
