@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spread", type=at_least(0, float), default=0.6, help="standard deviation of the lengths' logarithm (0.6)"
     )
     parser.add_argument("--sync", type=at_least(0, float), default=0.0, help="seconds of a weight sync (0)")
-    several_workers = "numbers of workers to compare (rollout.workers)"
-    parser.add_argument("--workers", type=several(at_least(1)), default=[], metavar="1,2,4", help=several_workers)
+    parser.add_argument(
+        "--workers", type=several(at_least(1)), default=[], metavar="1,2,4", help="numbers to compare (rollout.workers)"
+    )
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
