@@ -11,7 +11,7 @@ from srl.config import RewardConfig
 from srl.reward.actor import create_reward_actors
 from srl.reward.grader import Grader
 from srl.reward.queue import GradeQueue, grade_all
-from srl.reward.rules import share_alarm
+from srl.reward.rules import share_alarm, silence_alarm
 from srl.trajectory import Outcome
 
 REQUESTS = [
@@ -162,3 +162,12 @@ def test_the_alarm_is_one_line_and_only_above_the_share() -> None:
     assert message is not None and "2 of 4" in message and "1 timeouts, 1 unparsable" in message and "\n" not in message
     assert share_alarm(grades, 0.5) is None
     assert share_alarm({}, 0.0) is None
+
+
+def test_a_model_that_mostly_does_not_answer_is_an_alarm_that_says_what_to_set() -> None:
+    silent = {Outcome.NO_ANSWER: 3, Outcome.CORRECT: 1, Outcome.TIMEOUT: 1}
+    boxed, stated = silence_alarm(silent, "boxed"), silence_alarm(silent, "stated")
+    assert boxed is not None and "3 of 5" in boxed and "reward.answers=stated" in boxed and "\n" not in boxed
+    assert stated is not None and "reward.answers=stated" not in stated
+    assert silence_alarm({Outcome.NO_ANSWER: 2, Outcome.CORRECT: 2}, "boxed") is None
+    assert silence_alarm({}, "boxed") is None

@@ -15,7 +15,7 @@ from srl.observe.run_directory import RunDirectory
 from srl.protocols.chat import Chat, model_folder
 from srl.reward.actor import create_reward_actors
 from srl.reward.queue import GradeQueue
-from srl.reward.rules import GradeRequest, apply_grades, grade_request, share_alarm, state_answers
+from srl.reward.rules import GradeRequest, apply_grades, grade_request, share_alarm, silence_alarm, state_answers
 from srl.rollout.pool import RolloutPool
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, Trajectory
@@ -35,7 +35,7 @@ class Session:
         self._rewards: list | None = None
         self._grading: GradeQueue | None = None
         self._holds = self.base
-        self._told = ""  # phase in which the grader's alarm was said
+        self._told: dict[str, str] = {}  # phase in which an alarm about grades was said last
 
     def pool(self) -> RolloutPool:
         if self._pool is None:
@@ -92,7 +92,7 @@ class Session:
             self.grading().put(requests)
 
     def grade(self, trajectories: list[Trajectory]) -> None:
-        """Set the outcome of every answer; says so loudly when the grader could not judge many of them."""
+        """Set the outcome of every answer; says so loudly when the grader could not judge many, or most are none."""
         requests = self._to_grade(trajectories)
         grades = self.grading().take(requests, self.config.reward.timeout_s) if requests else {}
         self.judge_grader(Counter(grades.values()))
@@ -109,12 +109,14 @@ class Session:
         return [request for trajectory in trajectories for request in grade_request(trajectory)]
 
     def judge_grader(self, grades: Mapping[Outcome, int]) -> None:
-        """Say and record, once in a phase, that the grader could not judge many of these answers."""
-        alarm = share_alarm(grades, self.config.reward.alarm_share)
-        if alarm is not None and self._told != self.run.current:
-            self._told = self.run.current
-            say(f"ALARM grader: {alarm}")
-            self.run.record("alarm", self.run.step, name="grader", meaning=alarm)
+        """Say and record, once in a phase, that the grader could not judge many of these answers, or that most are none."""
+        reward = self.config.reward
+        found = {"grader": share_alarm(grades, reward.alarm_share), "no_answer": silence_alarm(grades, reward.answers)}
+        for name, alarm in found.items():
+            if alarm is not None and self._told.get(name) != self.run.current:
+                self._told[name] = self.run.current
+                say(f"ALARM {name}: {alarm}")
+                self.run.record("alarm", self.run.step, name=name, meaning=alarm)
 
     def stop_engines(self) -> None:
         """Free what the rollout workers hold; the next use of `pool` starts new ones."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from srl.reward.answer import stated_answer
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
+MOST = 0.5  # share of attempts and revisions
 GradeRequest = tuple[str, str | None, str]  # id, answer, gold
 
 
@@ -52,6 +53,18 @@ def share_alarm(grades: Mapping[Outcome, int], alarm_share: float) -> str | None
     return (
         f"the grader could not judge {timeouts + unparsable} of {total} answers "
         f"({timeouts} timeouts, {unparsable} unparsable; neither is right), more than reward.alarm_share={alarm_share:g}"
+    )
+
+
+def silence_alarm(grades: Mapping[Outcome, int], answers: str) -> str | None:
+    """One line if most attempts and revisions, counted by outcome, hold no answer as `reward.answers` takes it; else None."""
+    silent, total = grades.get(Outcome.NO_ANSWER, 0), sum(grades.values())
+    if silent <= MOST * total:
+        return None
+    unboxed = "; reward.answers=stated also takes what is said without a box" if answers == "boxed" else ""
+    return (
+        f"{silent} of {total} attempts and revisions hold no answer ({answers}): they need prompts that ask for one, and token "
+        f"limits that leave room for it{unboxed}"
     )
 
 
