@@ -149,13 +149,31 @@ def test_a_stream_draws_on_its_source_only_as_it_has_room(pool, openings):
     assert (taken, drawn) == (40, 40) and most <= 96 // 8
 
 
-def test_what_a_closed_stream_left_is_dropped_and_its_ids_are_free_once_the_workers_are_done(pool, openings):
-    stream = pool.stream("attempt", groups(openings, "closed", 30), 1.0)
-    assert len(next(stream)) == 1
-    stream.close()
-    assert not pool.held.total()
+def test_what_a_closed_stream_left_is_dropped_and_may_be_asked_for_again_at_once(pool, openings):
+    for taken in (1, 5):
+        stream = pool.stream("attempt", groups(openings, "closed", 30), 1.0)
+        assert all(len(next(stream)) == 1 for _ in range(taken))
+        stream.close()
+        assert not pool.held.total() and not pool.ids
+    found = list(pool.stream("attempt", groups(openings, "closed", 30), 1.0))
+    assert sorted(t.id for (t,) in found) == sorted(t.id for (t,) in groups(openings, "closed", 30))
     pool.submit("attempt", groups(openings, "after", 80), 1.0)
-    assert len(all_completed(pool)) == 80 and not pool.ids
+    assert len(all_completed(pool)) == 80 and not pool.ids and not pool.left
+
+
+def test_what_a_closed_stream_left_with_a_worker_that_dies_is_not_tried_again(pool, openings):
+    retried = pool.metrics()["retried"]
+    stream = pool.stream("attempt", groups(openings, "left", 60), 1.0)
+    next(stream)
+    stream.close()
+    assert pool.left
+    for victim in workers():
+        os.kill(victim, signal.SIGKILL)
+    while pool.left:
+        assert pool.completed(0) == []
+        time.sleep(0.1)
+    assert pool.metrics()["retried"] == retried
+    assert len(list(pool.stream("attempt", groups(openings, "left", 60), 1.0))) == 60
 
 
 @pytest.mark.parametrize(("update", "same"), [("finish", True), ("continue", False)])

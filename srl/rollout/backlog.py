@@ -21,6 +21,10 @@ class Order:
     def size(self) -> int:
         return len(self.job.trajectories)
 
+    @property
+    def ids(self) -> list[str]:
+        return [trajectory.id for trajectory in self.job.trajectories]
+
 
 class Lengths:
     """What to expect of a prompt: the tokens its trajectories had last time, else the mean of all seen; longer prompts first."""

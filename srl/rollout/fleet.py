@@ -163,6 +163,10 @@ class Fleet:
         """Orders of each worker that can take more."""
         return {slot.index: [order for order, _ in slot.orders.values()] for slot in self.slots if slot.state is State.UP}
 
+    def orders(self) -> list[Order]:
+        """All that workers have."""
+        return [order for slot in self.slots for order, _ in slot.orders.values()]
+
     def loading(self) -> bool:
         return any(slot.state in (State.LOADING, State.WAITING) for slot in self.slots)
 

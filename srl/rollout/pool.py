@@ -24,6 +24,7 @@ Group = list[Trajectory]
 AHEAD = 1.5  # a worker is handed this many times what it runs at once, so that it never waits for the driver
 NEWS_S = 1.0  # longest sleep between two looks at the deadlines
 SUBMITTED = 0  # the ticket of `submit`; each stream has its own
+NOBODY = -1  # of what a worker still runs and nobody waits for
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class RolloutPool:
         self.held: Counter[int] = Counter()  # trajectories by ticket
         self.finished: dict[int, deque[Group]] = defaultdict(deque)
         self.ids: set[str] = set()
+        self.left: set[str] = set()  # ids of what workers still run and nobody waits for
         self.jobs = self.tickets = 0
         self.counts: Counter[str] = Counter()
 
@@ -81,7 +83,8 @@ class RolloutPool:
         """Take on groups and return at once; `completed` gives them back.
 
         Raises PoolFull, and takes none, when they have more trajectories than there is `room` (a single group always fits into
-        an empty pool), ValueError for an id that the pool holds already.
+        an empty pool), ValueError for an id that the pool holds already. An id that a closed stream has left with a worker is
+        waited for.
         """
         groups = list(groups)
         size = sum(map(len, groups))
@@ -105,7 +108,8 @@ class RolloutPool:
     def stream(self, protocol: str, groups: Iterable[Group], temperature: float) -> Iterator[Group]:
         """Groups as they finish. The next ones are drawn from `groups` only when there is room for them.
 
-        What is unfinished when the iterator is closed is dropped; ids are free again when the workers are done with them.
+        What is unfinished when the iterator is closed, or raises, is dropped. Who then asks for ids that a worker has begun waits
+        until it is done with them.
         """
         self.tickets += 1
         ticket, source, drawn = self.tickets, iter(groups), True
@@ -168,6 +172,8 @@ class RolloutPool:
     def _take_on(self, ticket: int, protocol: str, group: Group, temperature: float) -> None:
         if not group:
             raise ValueError("a group without trajectories")
+        while not self.left.isdisjoint(trajectory.id for trajectory in group):  # an engine cannot run two of one id
+            self._move(NEWS_S)
         for trajectory in group:
             if trajectory.id in self.ids:
                 raise ValueError(f"two trajectories have the id {trajectory.id}")
@@ -200,6 +206,9 @@ class RolloutPool:
 
     def _try_again(self, lost: Lost) -> None:
         order = lost.order
+        if order.ticket == NOBODY:
+            self.left.difference_update(order.ids)
+            return
         order.failures += 1
         if order.failures <= self.config.rollout.retries:
             self.counts["retried"] += 1
@@ -215,10 +224,10 @@ class RolloutPool:
     def _finish(self, order: Order, group: Group) -> None:
         if self.config.rollout.record:
             append_trajectories(Path(self.config.rollout.record), group)
-        if order.ticket in self.held:  # its stream may have been closed
-            self.finished[order.ticket].append(group)
+        if order.ticket == NOBODY:
+            self.left.difference_update(order.ids)
         else:
-            self.ids.difference_update(trajectory.id for trajectory in group)
+            self.finished[order.ticket].append(group)
 
     def _hand_out(self, ticket: int) -> Iterator[Group]:
         """Finished groups; each stays counted as held until it is taken."""
@@ -230,7 +239,12 @@ class RolloutPool:
 
     def _forget(self, ticket: int) -> None:
         for order in self.backlog.forget(ticket):
-            self.ids.difference_update(trajectory.id for trajectory in order.job.trajectories)
+            self.ids.difference_update(order.ids)
         for group in self.finished.pop(ticket, ()):
             self.ids.difference_update(trajectory.id for trajectory in group)
+        for order in self.fleet.orders():
+            if order.ticket == ticket:
+                order.ticket = NOBODY
+                self.ids.difference_update(order.ids)
+                self.left.update(order.ids)
         self.held.pop(ticket, None)
