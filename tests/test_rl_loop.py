@@ -93,9 +93,8 @@ class Pool:
         return {"transfer": 0.0, "load": 0.0}
 
     def sleep(self) -> None:
-        """The weights are gone."""
+        """What runs was finished; the weights are gone."""
         self.world.tick()
-        assert not self.running
         self.asleep, self.weights = True, float("nan")
 
     def metrics(self) -> dict[str, int]:
@@ -147,6 +146,7 @@ class Update:
         self.value = json.loads((folder / "value.json").read_text())
 
     def rebuild(self) -> None:
+        self.beside.append("asleep" if self.pool.asleep else "awake")
         self.value = 1.0
 
     def to_record(self) -> dict:
@@ -387,7 +387,7 @@ def test_the_ledger_calls_a_prompt_trained_only_if_the_update_trained_one_of_its
     assert outcomes == {position: "trained" if position % 5 else "filtered" for position in range(STEPS * PROMPTS)}
 
 
-def test_engines_beside_the_learners_sleep_in_every_step_also_after_a_loss_and_the_end_is_the_same(tmp_path_factory):
+def test_engines_beside_the_learners_sleep_while_these_train_or_start_again_and_the_end_is_the_same(tmp_path_factory):
     value, _ = whole(tmp_path_factory.mktemp("apart"))
     beside = play(tmp_path_factory.mktemp("beside"), 0, World(), colocate=True)
     assert beside.value == value and beside.beside == ["asleep"] * STEPS and not beside.pool.asleep

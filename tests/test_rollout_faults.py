@@ -16,14 +16,16 @@ from ray import cloudpickle
 
 from srl.config import load_config
 from srl.driver.cluster import connect
+from srl.learner.group import LearnerLost
 from srl.protocols.chat import Chat, model_folder
 from srl.rollout import fleet
 from srl.rollout.engine import Completion
-from srl.rollout.fleet import Clock, State
+from srl.rollout.fleet import Clock, Fleet, Slot, State
 from srl.rollout.pool import PoolFull, RolloutPool
 from srl.tasks.problems import chain_problems
 from srl.trajectory import StopReason, Trajectory
 from srl.weights.bundle import Bundle, put_bundle
+from srl.weights.stream import Stream
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -62,7 +64,7 @@ class SlowEngine:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RolloutPool]:
     settings = ["rollout.workers=3", "rollout.cpus=0.5", "rollout.max_sequences=8", "rollout.retries=1", "rollout.hang_s=5"]
-    config = load_config(None, settings)
+    config = load_config(None, [*settings, "rollout.colocate=true", "learner.workers=3"])
     connect(config)
     pool = RolloutPool(config, make_engine=lambda config, chat: SlowEngine())
     yield pool
@@ -167,8 +169,7 @@ def test_what_a_closed_stream_left_with_a_worker_that_dies_is_not_tried_again(po
     next(stream)
     stream.close()
     assert pool.left
-    for victim in workers():
-        os.kill(victim, signal.SIGKILL)
+    os.kill(ray.get(pool.fleet.slots[0].worker.__ray_call__.remote(lambda worker: os.getpid()), timeout=60), signal.SIGKILL)
     while pool.left:
         assert pool.completed(0) == []
         time.sleep(0.1)
@@ -239,6 +240,18 @@ def test_the_clock_of_all_deadlines_stands_still_while_the_driver_is_elsewhere(m
     assert clock.now() == 9  # left at 905
 
 
+def test_a_worker_for_which_dead_learners_make_no_copy_of_the_weights_is_asked_again_whether_it_is_up():
+    def whole(version: int) -> Bundle:
+        raise LearnerLost("a learner died during learners to publish")
+
+    lost = Fleet.__new__(Fleet)
+    lost.weights = Stream(2, SimpleNamespace(whole=whole), broadcast=True)
+    slot = Slot(0, None, Clock(), State.LOADING)  # it has come with older weights
+    with pytest.raises(LearnerLost):
+        lost._load(slot)
+    assert slot.state is State.STARTING and not slot.calls
+
+
 def test_engines_that_restart_are_put_to_sleep_with_the_others_and_need_no_weights_for_it(pool, openings):
     def engine(name: str) -> list:
         found = [slot.worker.__ray_call__.remote(lambda worker: getattr(worker.thread.loop.engine, name)) for slot in slots]
@@ -249,7 +262,7 @@ def test_engines_that_restart_are_put_to_sleep_with_the_others_and_need_no_weigh
     pool.load_weights(new_weights(version))
     os.kill(ray.get(slots[1].worker.__ray_call__.remote(lambda worker: os.getpid()), timeout=60), signal.SIGKILL)
     pool.config.rollout.start_timeout_s = 0.1
-    with pytest.raises(TimeoutError, match=r"rollout.start_timeout_s=0.1: waited to put engines to sleep: 1 \(starting\)"):
+    with pytest.raises(TimeoutError, match="rollout.start_timeout_s=0.1: waited for engines to come up and be put to sleep: 1"):
         pool.sleep()
     pool.config.rollout.start_timeout_s = limit
     pool.sleep()
@@ -258,6 +271,40 @@ def test_engines_that_restart_are_put_to_sleep_with_the_others_and_need_no_weigh
     pool.load_weights(new_weights(version + 1))
     assert engine("asleep") == [False] * 3
     assert versions(list(pool.stream("attempt", groups(openings, "slept", 20), 1.0))) == {version + 1}
+
+
+def test_work_that_was_begun_is_finished_before_engines_sleep_and_the_rest_when_they_are_awake_again(pool, openings):
+    version, asked = pool.version, groups(openings, "rest", 60)
+    pool.submit("attempt", asked, 1.0)
+    pool.sleep()
+    assert [slot.state for slot in pool.fleet.slots] == [State.ASLEEP] * 3
+    before = pool.completed(0)
+    assert len(before) == 36 and versions(before) == {version}  # 3 workers hold 12 each
+    pool.load_weights(new_weights(version + 1))
+    after = all_completed(pool)
+    assert versions(after) == {version + 1}
+    assert sorted(t.id for (t,) in before + after) == sorted(t.id for (t,) in asked)
+
+
+def test_an_engine_that_dies_asleep_is_started_again_with_the_next_weights_and_not_beside_learners_that_train(pool, openings):
+    def process(worker) -> tuple[int, bool]:
+        return os.getpid(), worker.started is not None
+
+    version, slot = pool.version + 1, pool.fleet.slots[2]
+    pool.sleep()
+    victim, up = ray.get(slot.worker.__ray_call__.remote(process), timeout=60)
+    assert up
+    os.kill(victim, signal.SIGKILL)
+    while True:
+        try:
+            again, up = ray.get(slot.worker.__ray_call__.remote(process), timeout=60)
+            break
+        except ray.exceptions.RayActorError:
+            time.sleep(0.2)
+    assert again != victim and not up
+    pool.load_weights(new_weights(version))
+    assert versions(list(pool.stream("attempt", groups(openings, "died asleep", 40), 1.0))) == {version}
+    assert ray.get(slot.worker.__ray_call__.remote(process), timeout=60) == (again, True)
 
 
 @pytest.mark.long

@@ -107,7 +107,9 @@ def test_the_same_seeds_give_the_same_tokens_whatever_else_is_in_the_batch_and_i
 
 
 def engine_process() -> psutil.Process:
-    workers = [p for p in psutil.process_iter(["cmdline"]) if any("RolloutWorker" in part for part in p.info["cmdline"] or [])]
+    """The newest of this test's own: other runs on the machine have some too."""
+    children = psutil.Process().children(recursive=True)
+    workers = [child for child in children if any("RolloutWorker" in part for part in child.cmdline())]
     return max(workers, key=lambda process: process.create_time())
 
 

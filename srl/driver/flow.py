@@ -56,30 +56,18 @@ class Flow:
 
         Raises TimeoutError when no group ends for twice `rollout.timeout_s`, RuntimeError when none is on its way.
         """
+        limit = 2 * self.session.config.rollout.timeout_s
         while (chosen := self.ledger.choose(step, self.sampled)) is None:
             self._submit()
             if not self.session.pool().held.total():
                 lost = sorted(self.ledger.in_flight.keys() - self.sampled)
                 raise RuntimeError(f"step {step}: positions {lost} of the ledger are in flight, but nobody samples them")
-            self._next(step)
+            deadline = time.monotonic() + limit
+            while not (groups := self.session.pool().completed(WAIT_S)):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"rollout.timeout_s: step {step} waited for a group for {limit:g} s, twice as long")
+            self._receive(groups)
         return {position: self.sampled.pop(position) for position in chosen}
-
-    def drain(self, step: int) -> None:
-        """Wait for what the pool still has when all groups of a step are taken and none is ahead: those of an earlier life.
-
-        Raises TimeoutError as `take` does.
-        """
-        while self.session.pool().held.total():
-            self._next(step)
-
-    def _next(self, step: int) -> None:
-        """Wait for the next groups that end."""
-        limit = 2 * self.session.config.rollout.timeout_s
-        deadline = time.monotonic() + limit
-        while not (groups := self.session.pool().completed(WAIT_S)):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"rollout.timeout_s: step {step} waited for a group for {limit:g} s, twice as long")
-        self._receive(groups)
 
     def _receive(self, groups: list[list[Trajectory]]) -> None:
         """Keep what was begun in this life, and have it graded while the others are sampled."""

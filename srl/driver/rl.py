@@ -174,8 +174,6 @@ class Training:
         clock.lap("rollout_s")
         self.session.grade(trajectories)
         extra = sample_extra(self.session, trajectories)
-        if self.session.config.rollout.colocate:
-            self.flow.drain(self.step)
         self.rest()
         clock.lap("reward_s")
         rate = settings.learning_rate * schedule(self.step, settings.steps, settings.warmup_steps, decay=False)
@@ -213,10 +211,9 @@ class Training:
         return {**{f"sync_{name}_s": round(value, 4) for name, value in parts.items()}, "sync_bytes": weights.size}
 
     def rest(self) -> None:
-        """Engines beside the learners sleep until weights come, when nothing is left for them to do."""
-        pool = self.session.pool()
-        if self.session.config.rollout.colocate and not pool.held.total():
-            pool.sleep()
+        """Engines beside the learners finish what they have and sleep until weights come."""
+        if self.session.config.rollout.colocate:
+            self.session.pool().sleep()
 
     def settle(self) -> None:
         """The slots of what was trained are free, and the ledger's file says what became of each prompt."""

@@ -132,7 +132,7 @@ class Fleet:
                 f"{rollout.cpus:g} CPUs and {rollout.gpus:g} GPUs each did not start; "
                 f"free in the cluster: {ray.available_resources()}"
             ) from None
-        except RayActorError as error:
+        except (RayActorError, RayTaskError) as error:
             self.close()
             raise ConfigError(f"a rollout worker could not start: {last_line(error)}") from None
         for slot, life in zip(self.slots, lives, strict=True):
@@ -161,7 +161,8 @@ class Fleet:
 
     def running(self) -> dict[int, list[Order]]:
         """Orders of each worker that can take more."""
-        return {slot.index: [order for order, _ in slot.orders.values()] for slot in self.slots if slot.state is State.UP}
+        able = [slot for slot in self.slots if slot.state is State.UP and not self.resting]
+        return {slot.index: [order for order, _ in slot.orders.values()] for slot in able}
 
     def orders(self) -> list[Order]:
         """All that workers have."""
@@ -195,18 +196,19 @@ class Fleet:
     def sleep(self) -> Iterator[Event]:
         """Every worker that is not gone gives its GPU's memory back until the next weights; ends when all have.
 
-        Who starts, loads or works is waited for: it would take memory beside learners that train. Raises TimeoutError when none
-        of them can be put to sleep for `rollout.start_timeout_s`, and what `events` raises.
+        Who starts, loads or works is waited for: it would take memory beside learners that train. Raises TimeoutError when no
+        engine has come up for `rollout.start_timeout_s`, and what `events` raises, also by the deadlines of loads and orders.
         """
         self.resting, limit = True, self.config.rollout.start_timeout_s
         deadline = time.monotonic() + limit
         while awake := [slot for slot in self.slots if slot.state not in (State.ASLEEP, State.GONE)]:
-            if idle := [slot for slot in awake if slot.state is State.UP and not slot.orders]:
-                yield from self._put_to_sleep(idle)
+            if any(slot.state is not State.STARTING for slot in awake):
                 deadline = time.monotonic() + limit
             elif time.monotonic() > deadline:
-                who = ", ".join(f"{slot.index} ({slot.state.value})" for slot in awake)
-                raise TimeoutError(f"rollout.start_timeout_s={limit:g}: waited to put engines to sleep: {who}")
+                who = ", ".join(str(slot.index) for slot in awake)
+                raise TimeoutError(f"rollout.start_timeout_s={limit:g}: waited for engines to come up and be put to sleep: {who}")
+            if idle := [slot for slot in awake if slot.state is State.UP and not slot.orders]:
+                yield from self._put_to_sleep(idle)
             else:
                 yield from self.events(PAUSE_S)
 
@@ -283,7 +285,7 @@ class Fleet:
                 slot.enter(State.WAITING)
             elif name in ("load_weights", "end_weights"):
                 version, slot.load_seconds = result
-                self._load(slot) if version != self.version else slot.enter(State.UP)
+                self._load(slot) if version != self.version and not self.resting else slot.enter(State.UP)
             elif name == "collect":
                 yield from self._collected(slot, *result)
 
@@ -301,6 +303,7 @@ class Fleet:
 
     def _load(self, slot: Slot) -> None:
         """From the object store."""
+        slot.enter(State.STARTING)  # asked again if the learners cannot make the copy
         bundle = self.weights.bundle() if isinstance(self.weights, Stream) else self.weights
         slot.enter(State.LOADING)
         slot.call("load_weights", bundle, self.config.rollout.weight_update == "finish")
@@ -308,7 +311,7 @@ class Fleet:
     def _hand_over(self) -> Iterator[Event]:
         """When all that take part wait: part after part. A worker that does not get all is replaced.
 
-        Raises what the learners raise, when every worker that took part has been given up.
+        Raises what the learners raise, when every worker that took part has been given up; nothing when they are to sleep anyway.
         """
         waiting = {slot.life: slot for slot in self.slots if slot.state is State.WAITING}
         if not waiting or any("begin_weights" in (name for name, _ in slot.calls.values()) for slot in self.slots):
@@ -320,7 +323,9 @@ class Fleet:
         except Exception as error:
             for slot in waiting.values():
                 yield from self._kill(slot, "hangs", f"weights {self.weights.version} were broken off: {last_line(error)}")
-            raise
+            if not self.resting:
+                raise
+            return
         for life, slot in waiting.items():
             if life in lost:
                 yield from self._kill(slot, "hangs", lost[life])

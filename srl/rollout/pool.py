@@ -150,10 +150,8 @@ class RolloutPool:
     def sleep(self) -> None:
         """All engines give their memory back until the next `load_weights`, also those that only come up now.
 
-        Raises RuntimeError when there is work, TimeoutError when an engine that is starting or loading does not get done.
+        What they have is finished first, what waits here is begun when they are awake again. Raises as `Fleet.sleep`.
         """
-        if self.held.total():
-            raise RuntimeError(f"{self.held.total()} trajectories are not taken yet: engines cannot sleep")
         self._hear(self.fleet.sleep())
 
     def metrics(self) -> dict[str, int]:

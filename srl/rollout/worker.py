@@ -1,6 +1,7 @@
 """The rollout actor: a thin Ray shell around an engine, a tokenizer and the loop."""
 
 import functools
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.engine import Engine
 from srl.rollout.judges import make_judges
-from srl.rollout.loop import Limits, StepEngine, TrajectoryLoop
+from srl.rollout.loop import Limits, StepEngine, TrajectoryLoop, engine_call
 from srl.rollout.recorded import RecordedEngine, read_trajectories
 from srl.rollout.thread import Job, LoopThread
 from srl.weights.bundle import Bundle, receive
@@ -42,19 +43,32 @@ class RolloutWorker:
         self.config, self.index, self.life = config, index, uuid.uuid4().hex
         self.chat = Chat(model_folder(config.model.path), config.prompts)
         judges = make_judges(config, cloudpickle.loads(reward_actors))
-        self.thread = LoopThread(
+        self.make_thread = lambda: LoopThread(
             lambda: TrajectoryLoop(make_engine(config, self.chat), self.chat, limits(config), judges),
             functools.cache(lambda name: build_protocol(name, config, self.chat)),
             config.rollout.hang_s,
         )
+        self.starting, self.started = threading.Lock(), None
+        if not config.rollout.colocate:
+            self.started = self.make_thread()
         start_pulse("rollout", index, self.counts, self.levels)
 
     def __repr__(self) -> str:
         return f"RolloutWorker({self.index})"
 
+    @property
+    def thread(self) -> LoopThread:
+        """With `rollout.colocate` the engine starts when the driver first wants something of it: Ray may start this process again
+        at any time, and while the learner beside it trains there is no memory for an engine. Raises EngineFailure."""
+        with self.starting:
+            if self.started is None:
+                with engine_call():
+                    self.started = self.make_thread()
+            return self.started
+
     def ready(self) -> str:
         """The name of this life of the worker. Answers once the engine is up."""
-        return self.life
+        return self.life if self.thread else ""
 
     def add(self, jobs: list[Job], weight_version: int) -> None:
         """Begin these jobs with the weights of exactly that version; `collect` returns them. Raises StaleWeights."""
@@ -104,11 +118,13 @@ class RolloutWorker:
 
     def counts(self) -> dict[str, int]:
         """Tokens since the start: in prompts of all turns, of these found in the prefix cache, and sampled."""
-        return dict(self.thread.loop.counts)
+        return dict(self.started.loop.counts) if self.started else {}
 
     def levels(self) -> dict[str, int]:
         """Trajectories in the engine and in line for it, and the weights it holds."""
-        loop = self.thread.loop
+        if not self.started:
+            return {}
+        loop = self.started.loop
         return {"running": len(loop.running), "waiting": len(loop.waiting), "weight_version": loop.engine.version}
 
     def _check_version(self, weight_version: int) -> None:
