@@ -11,7 +11,7 @@ import pytest
 import ray
 import yaml
 
-from srl.config import Config, ConfigError, RlConfig, RunConfig, load_config, load_run
+from srl.config import Config, ConfigError, LearnerConfig, RlConfig, RunConfig, load_config, load_run
 from srl.driver import run as driver
 from srl.main import main
 from srl.observe import progress
@@ -358,8 +358,9 @@ def test_one_process_at_a_time_works_in_a_run_directory(run: RunDirectory):
     other = subprocess.Popen([sys.executable, "-c", HOLD, settings.directory], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     refused = pytest.raises(ConfigError, match="tiny: another process works in this run directory")
-    with refused, RunDirectory(Config(run=settings)).alone():
+    with refused, RunDirectory(Config(run=settings, learner=LearnerConfig(workers=7))).alone():
         pass
+    assert yaml.safe_load(run.file("placement.yaml").read_text())["learner"]["workers"] == 1
     with refused:  # nor may it be deleted
         start_over(Config(run=settings.model_copy(update={"fresh": True})))
     other.kill()

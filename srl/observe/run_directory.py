@@ -70,18 +70,24 @@ class RunDirectory:
         """Create or continue the directory. Raises ConfigError as `check_directory`, for a full disk, and where none can be."""
         self.path = self.locate(config)
         check_directory(config)
-        if changes(self.path, config):
-            with self.alone():
-                pass  # nobody has just begun there
         check_disk(self.path)
         make_folder("run.directory", self.path)
-        write_text(self.path / "config.yaml", yaml.safe_dump(identity(config), sort_keys=False))
-        write_text(self.path / "placement.yaml", yaml.safe_dump(placement(config), sort_keys=False))
+        self._note(config)
         for folder in ("stage1/samples", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         self.scalars = Scalars(self.path / "tensorboard")
         self.current, self.step, self.moved = "start", 0, time.monotonic()
         self.listeners: list[Callable[[str, int, Mapping[str, Any]], None]] = []
+
+    def _note(self, config: Config) -> None:
+        """The settings, but for a process that works here: they are its own. Raises ConfigError where it began under others."""
+        try:
+            with self.alone():
+                write_text(self.path / "config.yaml", yaml.safe_dump(identity(config), sort_keys=False))
+                write_text(self.path / "placement.yaml", yaml.safe_dump(placement(config), sort_keys=False))
+        except ConfigError:
+            if changes(self.path, config):
+                raise
 
     @staticmethod
     def locate(config: Config) -> Path:
