@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from srl.learner import model as learner_model
+from srl.learner import packing
 from srl.learner.batch import Example, collate
 from srl.learner.losses import sft_loss
 from srl.learner.model import TokenLogprobs, TokenValues
-from srl.learner.packing import ATTENTION, pack
+from srl.learner.packing import ATTENTION, fill, pack
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 150), st.integers(1, 4), st.booleans())
@@ -32,6 +33,28 @@ def test_rows_are_filled_evenly():
     # so four rows: 9 | 6 | 5 | 4.
     assert pack([9, 6, 5, 4], budget=12, ranks=2) == [[[0], [2]], [[1], [3]]]
     assert pack([9, 6, 5, 3], budget=12, ranks=2) == [[[0, 3]], [[1, 2]]]
+
+
+def test_no_rows_stay_empty_for_what_is_longer_than_the_budget():
+    assert pack([30, 30, 4], budget=10, ranks=1) == [[[0], [1], [2]]]
+
+
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(100, 150), st.integers(1, 4))
+def test_there_are_as_few_rows_as_hold_all(lengths, budget, ranks):
+    sizes = sorted(((length, [index]) for index, length in enumerate(lengths)), key=lambda item: -item[0])
+    fewest = next(
+        rows
+        for rows in range(max(1, -(-sum(lengths) // (budget * ranks))), 50)
+        if all(sum(lengths[index] for index in row) <= budget for row, _ in fill(sizes, rows * ranks))
+    )
+    assert {len(rows) for rows in pack(lengths, budget, ranks)} == {fewest}
+
+
+def test_thousands_of_sequences_of_which_no_two_share_a_row_take_few_tries(monkeypatch: pytest.MonkeyPatch):
+    tries = []
+    monkeypatch.setattr(packing, "fill", lambda sizes, count: tries.append(count) or fill(sizes, count))
+    assert [len(rows) for rows in pack([60] * 4000, budget=100, ranks=8)] == [500] * 8
+    assert len(tries) <= 20
 
 
 def small_model(heads: int = 4, shared: int = 2) -> torch.nn.Module:

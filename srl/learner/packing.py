@@ -1,6 +1,7 @@
 """Several sequences in one row without padding: which go together, and attention that keeps them apart."""
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,8 @@ ATTENTION = "srl_packed"
 
 
 def pack(lengths: Sequence[int], budget: int, ranks: int, units: Sequence[str] | None = None) -> list[list[list[int]]]:
-    """Indices of `lengths`, for each rank the same number of rows of at most `budget` tokens, filled about equally.
+    """Indices of `lengths`, for each rank the same number of rows of at most `budget` tokens, as few as hold all, about equally
+    full.
 
     Sequences of the same non-empty unit share a row (a preference pair's loss needs both). What is longer than the budget is a
     row of its own. Rows may be empty: ranks that shard parameters must run the same number of forward passes.
@@ -20,13 +22,18 @@ def pack(lengths: Sequence[int], budget: int, ranks: int, units: Sequence[str] |
     for index in range(len(lengths)):
         members.setdefault((units[index] if units else "") or index, []).append(index)
     sizes = sorted(((sum(lengths[index] for index in unit), unit) for unit in members.values()), key=lambda item: -item[0])
-    count = max(1, -(-sum(lengths) // budget))
-    while True:
-        count = -(-count // ranks) * ranks
-        rows = fill(sizes, count)
-        if all(sum(lengths[index] for index in row) <= budget or single for row, single in rows):
-            return [[row for row, _ in rows[rank::ranks]] for rank in range(ranks)]
-        count += 1
+
+    def holds(rows_per_rank: int) -> bool:
+        rows = fill(sizes, rows_per_rank * ranks)
+        return all(sum(lengths[index] for index in row) <= budget or single for row, single in rows)
+
+    least = max(1, -(-sum(min(size, budget) for size, _ in sizes) // (budget * ranks)))
+    most = max(least, -(-len(sizes) // ranks))  # every unit alone
+    low = high = least
+    while not holds(high):
+        low, high = high + 1, min(most, 2 * high - least + 1)
+    rows = fill(sizes, (low + bisect_left(range(low, high), True, key=holds)) * ranks)
+    return [[row for row, _ in rows[rank::ranks]] for rank in range(ranks)]
 
 
 def fill(sizes: Sequence[tuple[int, list[int]]], count: int) -> list[tuple[list[int], bool]]:
