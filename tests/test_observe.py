@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ import yaml
 from srl.config import Config, ConfigError, LearnerConfig, RlConfig, RunConfig, load_config, load_run
 from srl.driver import run as driver
 from srl.main import main
-from srl.observe import progress
+from srl.observe import progress, sinks
 from srl.observe.metrics import Exporter, metric_name
 from srl.observe.run_directory import RunDirectory, start_over
 from srl.observe.sinks import Sink, check_sinks, open_sinks
@@ -127,7 +129,7 @@ class FakeSink(ModuleType):
     def __getattr__(self, name: str):
         def call(*positional, **named):
             self.calls.append((name, positional, named))
-            return SimpleNamespace(id="id-2", info=SimpleNamespace(run_id="id-1"))
+            return SimpleNamespace(id="id-2", info=SimpleNamespace(run_id="id-1"), log=self.log)
 
         return call
 
@@ -147,7 +149,7 @@ def test_records_reach_the_sinks_with_phase_and_step(run: RunDirectory, monkeypa
         ("tiny", "id-2", "allow"),
     ]
     assert wandb.calls[1][1] == ({"rl/step": 4, "rl/kl": 0.25},)
-    assert ("log_metrics", ({"rl/kl": 0.25},), {"step": 4}) in mlflow.calls
+    assert ("log_metrics", ({"rl/kl": 0.25},), {"step": 4, "run_id": "id-1"}) in mlflow.calls
     assert [call[2]["run_id"] for call in mlflow.calls if call[0] == "start_run"] == [None, "id-1"]
 
 
@@ -185,12 +187,42 @@ def test_a_sink_that_failed_is_tried_again_after_its_rest():
             raise ConnectionError("refused")
 
     sink = Sink("wandb", send, lambda: now[0])
-    for step, (time, failing) in enumerate(
+    for step, (moment, failing) in enumerate(
         [(1000, True), (1299, True), (1300, True), (1599, False), (1600, False), (1601, False)]
     ):
-        now[0], fails[0] = time, failing
-        sink.take("rl", step, {})
+        now[0], fails[0] = moment, failing
+        sink.pass_on("rl", step, {})
     assert taken == [0, 2, 4, 5] and sink.lacks == 4
+
+
+def test_nobody_waits_for_a_sink_that_takes_long_and_what_waited_for_it_arrives(run: RunDirectory, monkeypatch, capsys):
+    answers, taken = threading.Event(), []
+
+    def send(phase: str, step: int, values: dict) -> None:
+        assert answers.wait(60)
+        taken.append(step)
+
+    monkeypatch.setattr(sinks, "MOST_WAITING", 3)
+    sink = Sink("mlflow", send)
+    run.listeners.append(sink.take)
+    run.record("rl", 0, loss=1.0)
+    while sink.waiting.qsize():
+        time.sleep(0.01)
+    for step in range(1, 6):
+        run.record("rl", step, loss=1.0)
+    assert taken == []
+    answers.set()
+    sink.close(lambda: None)
+    assert taken == [0, 1, 2, 3] and "mlflow lacks 2 records" in capsys.readouterr().out
+
+
+def test_a_sink_that_never_answers_is_left_behind_at_the_end_with_what_it_lacks(monkeypatch, capsys):
+    monkeypatch.setattr(sinks, "CLOSE_S", 0.1)
+    sink = Sink("mlflow", lambda *record: time.sleep(60))
+    for step in range(4):
+        sink.take("rl", step, {})
+    sink.close(lambda: None)
+    assert "mlflow lacks 4 records" in capsys.readouterr().out
 
 
 def test_a_sink_that_cannot_be_opened_is_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch):
