@@ -226,7 +226,7 @@ def check_directory(config: Config) -> None:
     """Raises ConfigError for a directory that cannot be, that holds another configuration's run, or what `fresh` may not
     delete."""
     path = RunDirectory.locate(config)
-    check_folder("run.directory", path)
+    check_folder_writable("run.directory", path)
     if config.run.fresh:
         if path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").exists():
             raise ConfigError(f"run.fresh: {path} holds no run (no config.yaml), so it is not deleted")
@@ -260,12 +260,12 @@ def kept(path: Path) -> Iterator[Path]:
 
 
 def make_folder(setting: str, folder: Path) -> None:
-    """Raises ConfigError as `check_folder`."""
-    check_folder(setting, folder)
+    """Raises ConfigError as `check_folder_writable`."""
+    check_folder_writable(setting, folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def check_folder(setting: str, folder: Path) -> None:
+def check_folder_writable(setting: str, folder: Path) -> None:
     """Raises ConfigError that names the setting where the folder can be neither made nor written to. Leaves nothing."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
