@@ -283,6 +283,31 @@ def test_what_an_early_stop_leaves_in_the_engines_is_dropped(tmp_path, monkeypat
     assert training.step == (2 if patience else STEPS) and session.stopped is stopped
 
 
+def test_a_run_that_is_killed_knows_which_policy_it_has_kept(tmp_path, monkeypatch):
+    """Its best evaluations come before the kill, so that what is kept stays."""
+    asked = ["learner.checkpoint_every=5", "rl.evaluate_every=1"]
+
+    def begin() -> None:
+        play(tmp_path, 0, World(), more=asked)
+
+    def end_early(training: Training) -> bool:
+        if training.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "finished", end_early)
+        child = multiprocessing.get_context("fork").Process(target=begin)
+        child.start()
+        child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    before, said = kept(tmp_path), []
+    monkeypatch.setattr(rl, "validate", lambda session, problems, step, say: {"final": -1.0, "delta": 0.0})
+    monkeypatch.setattr(Training, "say", property(lambda self: said.append, lambda self, value: None), raising=False)
+    play(tmp_path, 0, World(), more=asked)
+    assert said[-1] == "kept: step 3, final 3.0" and kept(tmp_path) == before
+
+
 def test_tokens_of_the_trained_policy_are_not_corrected_and_older_ones_are(tmp_path_factory):
     assert not any(play(tmp_path_factory.mktemp("sync"), 0, World()).ages)
     ahead = play(tmp_path_factory.mktemp("ahead"), 2, World()).ages

@@ -252,6 +252,14 @@ def test_a_worker_for_which_dead_learners_make_no_copy_of_the_weights_is_asked_a
     assert slot.state is State.STARTING and not slot.calls
 
 
+def test_a_worker_that_is_down_has_no_part_in_the_seconds_of_a_load():
+    fleet_ = Fleet.__new__(Fleet)
+    fleet_.config, fleet_.clock = load_config(None, []), Clock()
+    fleet_.slots = [Slot(0, None, fleet_.clock, State.STARTING, load_seconds={"load": 9.0})]
+    fleet_.load_weights(Bundle(2, [], 0))
+    assert fleet_.slots[0].load_seconds == {}
+
+
 def test_engines_that_restart_are_put_to_sleep_with_the_others_and_need_no_weights_for_it(pool, openings):
     def engine(name: str) -> list:
         found = [slot.worker.__ray_call__.remote(lambda worker: getattr(worker.thread.loop.engine, name)) for slot in slots]

@@ -37,7 +37,9 @@ class LearnerConfig(Section):
     transfer_timeout_s: float = Field(
         120, gt=0, description="Longest wait for one bucket to be gathered, received or loaded by `ipc` or `broadcast`, seconds."
     )
-    checkpoint_every: int = Field(1, ge=1, description="RL steps between checkpoints to resume from.")
+    checkpoint_every: int = Field(
+        1, ge=1, description="RL steps between checkpoints to resume from; there is one more with each new best policy."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept while RL runs.")
     upload: str = Field(
         "",

@@ -192,9 +192,9 @@ class Training:
         self.say(step_line(self.step, settings.steps, metrics))
         tell_alarms(self.session, self.history, {"step": self.step, **metrics}, self.say)
         self.step += 1
-        if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-            self.validate()
-        if self.step % self.session.config.learner.checkpoint_every == 0 or self.finished():
+        better = (self.step % settings.evaluate_every == 0 or self.step == settings.steps) and self.validate()
+        # With a new best policy there is a checkpoint that knows of it: after a kill its step may come out otherwise.
+        if better or self.step % self.session.config.learner.checkpoint_every == 0 or self.finished():
             self.save()
 
     def publish(self) -> dict[str, float]:
@@ -226,14 +226,16 @@ class Training:
         self.ledger.settle(outcomes)
         self.taken = {}
 
-    def validate(self) -> None:
-        """Measure the policy that the workers hold; keep it if it is the best so far."""
+    def validate(self) -> bool:
+        """Measure the policy that the workers hold; keep it if it is the best so far, and say whether it is."""
         row = validate(self.session, self.validation, self.step, self.say)
-        if self.step and self.selection.offer(self.step, row["final"], row["delta"]):
+        better = self.step > 0 and self.selection.offer(self.step, row["final"], row["delta"])
+        if better:
             self.update.learners.save(self.session.run.file("checkpoints/rl"))
         if self.selection.exhausted:
             patience = self.session.config.rl.patience
             self.say(f"step {self.step}: none of the last {patience} evaluations was better, RL ends")
+        return better
 
     def save(self) -> None:
         best = self.session.run.file("checkpoints/rl")

@@ -183,6 +183,8 @@ class Fleet:
         A stream begins when all that are up now wait for it; those that come later get its copy in the object store.
         """
         self.weights, self.given, self.resting = weights, self.clock.now(), False
+        for slot in self.slots:
+            slot.load_seconds = {}
         finish_first = self.config.rollout.weight_update == "finish"
         for slot in self.slots:
             if slot.state not in (State.UP, State.ASLEEP):
