@@ -3,7 +3,9 @@
 import json
 import shutil
 import socket
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,15 @@ def test_an_address_without_a_cluster(tmp_path: Path, capfd, monkeypatch: pytest
     assert f"run.ray_address={address}: {message}" in refused(tmp_path, capfd, f"run.ray_address={address}")
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert f"RAY_ADDRESS={address}: {message}" in refused(tmp_path, capfd)
+
+
+def test_a_port_at_which_a_web_server_answers_such_as_the_dashboards(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        said = f"run.ray_address={address}: a web server answers there, such as the dashboard's; the head's own port is 6379"
+        assert said in refused(tmp_path, capfd, f"run.ray_address={address}")
+        server.shutdown()
 
 
 def test_a_folder_that_cannot_be_made(capfd: pytest.CaptureFixture[str]):

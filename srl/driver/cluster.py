@@ -1,12 +1,13 @@
 """The Ray cluster of a run: the one this process is in, the configured one, or a local one that ends with the run."""
 
+import http.client
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from unittest.mock import patch
 
 import ray
@@ -86,7 +87,8 @@ def quiet_pipelines() -> None:
 
 
 def check_address(config: Config) -> None:
-    """Raises ConfigError when nothing listens at the cluster's address, for which Ray itself would wait many minutes."""
+    """Raises ConfigError when nothing listens at the cluster's address, or a web server such as Ray's own dashboard: for either
+    Ray itself would wait many minutes."""
     setting, address = config.run.cluster
     if address in ("", "auto"):
         return
@@ -97,6 +99,21 @@ def check_address(config: Config) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"{setting}={address}: no Ray cluster answers there ({error})") from None
+    if answers_http(host.strip("[]"), int(port)):
+        raise ConfigError(
+            f"{setting}={address}: a web server answers there, such as the dashboard's; the head's own port is 6379 unless set"
+        )
+
+
+def answers_http(host: str, port: int) -> bool:
+    """A head does not: it speaks gRPC, and says so to anybody."""
+    with closing(http.client.HTTPConnection(host, port, timeout=ANSWER_S)) as connection:
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
 
 
 def check_port(config: Config) -> None:
