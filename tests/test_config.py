@@ -113,6 +113,11 @@ def test_a_wrong_value_is_shown_with_its_field(override, message):
         (["rollout.max_response_tokens=512"], "rollout.max_response_tokens=512 leaves no room for a prompt in model.max_length="),
         (["rl.mini_batches=7", "rl.prompts=64"], "rl.prompts=64 is not a multiple of rl.mini_batches=7"),
         (["learner.offload_optimizer=true"], "learner.offload_optimizer=true needs learner.gpus > 0"),
+        (
+            ["rl.previous_share=0.1", "rl.group=4"],
+            "rl.previous_share=0.1 of rl.group=4 is 0 trajectories: a mixture needs both",
+        ),
+        (["rl.previous_share=0.9", "rl.group=4"], "rl.previous_share=0.9 of rl.group=4 is 4 trajectories"),
         (["rollout.tensor_parallel=2"], "rollout.tensor_parallel=2 needs rollout.gpus >= it, found 0.0"),
         (["task.name=file"], "task.name=file needs task.train and at least one entry in task.test"),
         (["task.min_operations=5", "task.max_operations=4"], "task.min_operations=5 is above task.max_operations=4"),

@@ -47,10 +47,19 @@ class RlConfig(Section):
     evaluate_every: int = Field(5, ge=1, description="Steps between evaluations on the validation problems.")
     patience: int = Field(0, ge=0, description="Evaluations in a row without a better one after which RL stops; 0 never.")
 
+    @property
+    def previous_members(self) -> int:
+        """Trajectories of each group that the policy of the step before samples."""
+        return round(self.previous_share * self.group)
+
     @model_validator(mode="after")
     def _mixture(self) -> "RlConfig":
         if self.ahead and self.previous_share:
             raise ValueError(f"rl.ahead={self.ahead} and rl.previous_share={self.previous_share:g}: the mixture needs ahead=0")
+        if self.previous_share and not 0 < (old := self.previous_members) < self.group:
+            raise ValueError(
+                f"rl.previous_share={self.previous_share:g} of rl.group={self.group} is {old} trajectories: a mixture needs both"
+            )
         return self
 
 

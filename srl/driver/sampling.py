@@ -15,7 +15,7 @@ def new_group(session: Session, problem: Problem, name: str) -> list[Trajectory]
 def sample_mixed(session: Session, groups: list[list[Trajectory]], previous: Bundle) -> list[list[Trajectory]]:
     """The groups, sampled: `rl.previous_share` of each by the weights of `previous`, the rest by those that the pool holds."""
     settings, protocol, pool = session.config.rl, session.config.own_protocol, session.pool()
-    old = round(settings.previous_share * settings.group)
+    old = settings.previous_members
     current = pool.fleet.weights
     pool.load_weights(previous)
     done = pool.generate(protocol, [trajectory for group in groups for trajectory in group[:old]], 1.0)
