@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +127,14 @@ def test_what_a_killed_process_lent_is_deleted_when_the_next_part_is_lent_and_wh
     living.close()
     again.close()
     assert not living.file.exists() and not again.file.exists()
+
+
+def test_memory_that_there_is_no_room_for_is_refused_before_anything_is_written_to_it(monkeypatch):
+    with tempfile.TemporaryDirectory(dir=shared_memory()) as folder:
+        monkeypatch.setattr(share, "shared_memory", lambda: Path(folder))
+        with pytest.raises(OSError, match=f"learner.transfer=ipc: no room for {2**50} bytes of weights: '{folder}'"):
+            Lent(2**50, CPU)
+        assert not list(Path(folder).iterdir())
 
 
 def test_the_memory_of_a_gpu_is_opened_under_the_number_that_the_opening_process_gives_that_gpu(monkeypatch):

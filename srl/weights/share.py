@@ -63,7 +63,10 @@ def delete_left(place: Path) -> None:
 
 
 class Lent:
-    """uint8 [size] that others open by `handle`, until `close`. Written by its maker only, before the handle is given away."""
+    """uint8 [size] that others open by `handle`, until `close`. Written by its maker only, before the handle is given away.
+
+    Raises OSError where there is no room for it.
+    """
 
     def __init__(self, size: int, device: torch.device):
         self.folder: SharedFolder | None = None
@@ -71,6 +74,13 @@ class Lent:
             self.flat = torch.empty(size, dtype=torch.uint8, device=device)
             return
         self.folder = SharedFolder()
+        try:
+            with self.file.open("wb") as made:
+                os.posix_fallocate(made.fileno(), 0, size)  # writing to a map that there is no room for would kill the process
+        except OSError as error:
+            self.folder.close()
+            where = str(self.folder.path.parent)
+            raise OSError(error.errno, f"learner.transfer=ipc: no room for {size} bytes of weights", where) from None
         self.flat = torch.from_file(str(self.file), shared=True, size=size, dtype=torch.uint8)
 
     @property
