@@ -152,6 +152,29 @@ def test_an_engine_that_hangs_is_told_from_one_that_has_nothing_to_do(chat):
     assert [done.id for done in thread.collect(30)] == ["a"]
 
 
+def test_a_start_and_a_load_that_take_longer_than_a_step_may_are_no_hang(chat):
+    def make_loop():
+        time.sleep(2.5)
+        return TrajectoryLoop(engine, chat, Limits(512))
+
+    engine, _ = started(chat)
+    thread = LoopThread(make_loop, lambda name: build_protocol(name, Config(), chat), 2.0)
+    thread.add([job(chat, "a"), job(chat, "b")])
+    assert thread.collect(0.8) == []  # the first step runs
+
+    load = engine.load_weights
+    engine.load_weights = lambda buckets, version: (time.sleep(2.5), load(buckets, version))[1]
+    loader = threading.Thread(target=thread.load_weights, args=([], 1, False))
+    loader.start()
+    while thread.inbox.empty():
+        time.sleep(0.01)
+    engine.permits.release()
+    loader.join(30)
+    assert collected(thread, 1) == ["a"] and thread.collect(0.8) == []  # the next one runs
+    engine.permits.release()
+    assert collected(thread, 1) == ["b"]
+
+
 def test_an_engine_sleeps_when_it_has_nothing_to_do_and_weights_that_come_part_by_part_hold_the_loop(chat):
     engine, thread = started(chat)
     thread.add([job(chat, "a", 2)])

@@ -111,7 +111,7 @@ class LoopThread:
         except Exception as error:
             started.set_exception(error)
             return
-        self.loop = loop
+        self.loop, self.last_step = loop, time.monotonic()  # a start or a load may take longer than any step
         started.set_result(loop)
         try:
             while True:
@@ -162,6 +162,7 @@ class LoopThread:
         try:
             seconds = self.loop.load_weights(load.buckets, load.version)
         finally:
+            self.last_step = time.monotonic()
             self.loading, self.load, self.loop.paused = False, None, False
         load.done.set_result(seconds or {})
 
