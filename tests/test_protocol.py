@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from srl.config import Config, load_config
+from srl.config import Config, PromptsConfig, load_config
 from srl.driver.pretrain import encode
 from srl.pipelines.restarts import given as as_given
 from srl.protocols.action import Sampled
@@ -230,6 +232,21 @@ def test_an_instruction_does_not_repeat_the_end_token_that_the_model_wrote(chat)
     assert chat.instruction("Check the solution.", chat.end_id) == ids_of(chat, said)
     # Cut by the token limit, the model did not end its turn: the template's end token must.
     assert chat.instruction("Check the solution.", last_id=ids_of(chat, "85")[0]) == ids_of(chat, END + said)
+
+
+def test_the_token_after_a_message_is_a_stop_even_where_the_tokenizer_has_no_name_for_it(tmp_path):
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    own = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.add_special_tokens([AddedToken(name, special=True) for name in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")])
+    saved = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|endoftext|>")
+    saved.chat_template = "{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>{% endfor %}<|assistant|>"
+    saved.save_pretrained(tmp_path)
+    chat = Chat(str(tmp_path), PromptsConfig())
+    end = chat.tokenizer.get_vocab()["<|end|>"]
+    assert chat.stop_ids == [chat.end_id, end] and chat.end_id != end
+    assert chat.tokenizer.decode(chat.instruction("Again.", end)) == "<|user|>Again.<|end|><|assistant|>"
+    assert chat.decode([*chat.encode("No"), end]) == "No"
 
 
 def test_an_opening_ends_where_the_model_answers(chat):

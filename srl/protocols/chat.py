@@ -107,7 +107,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
     after = tokenizer.apply_chat_template(messages, tokenize=False).split(ANSWER, 1)[1]
     following = tokenizer(after, add_special_tokens=False).input_ids[:1]
-    special = [token for token in following if token in tokenizer.all_special_ids]
+    added = tokenizer.added_tokens_decoder  # may be special without a name of its own in the tokenizer
+    special = [token for token in following if token in tokenizer.all_special_ids or (token in added and added[token].special)]
     return list(dict.fromkeys([tokenizer.eos_token_id, *special]))
 
 
