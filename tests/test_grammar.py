@@ -84,6 +84,32 @@ def test_without_a_line_end_the_answer_ends_with_its_box() -> None:
     ]
 
 
+@pytest.mark.parametrize("matrix", ["\\boxed{\n5}", "\\boxed{\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}}", "\\fbox{5}"])
+def test_an_answer_has_the_whole_of_its_box_whatever_its_command_and_lines(matrix: str) -> None:
+    content = matrix[matrix.index("{") + 1 : -1]
+    assert cut(f"so {matrix}.\nno. [VERIFY] wrong\nso {matrix} and\nyes. [VERIFY] correct") == [
+        (A, f"so {matrix}.", content),
+        (V, "\nno. [VERIFY] wrong", WRONG),
+        (R, f"\nso {matrix} and", content),
+        (V, "\nyes. [VERIFY] correct", CORRECT),
+    ]
+
+
+def test_an_answer_whose_box_is_never_closed_reaches_to_the_marker() -> None:
+    assert cut("so \\boxed{5\nyes. [VERIFY] correct")[0] == (A, "so \\boxed{5\nyes. ", None)
+
+
+def test_nothing_that_is_thought_is_an_answer_or_a_verdict() -> None:
+    thought = "<think>\\boxed{4}\nno. [VERIFY] wrong\n</think>"
+    assert cut(f"{thought}so \\boxed{{5}}\nyes. [VERIFY] correct") == [
+        (A, f"{thought}so \\boxed{{5}}", "5"),
+        (V, "\nyes. [VERIFY] correct", CORRECT),
+    ]
+    assert cut(f"{thought}so 5. [VERIFY] correct")[0] == (A, f"{thought}so 5. ", None)
+    assert cut(f"{thought}so \\boxed{{5}}") == [(A, f"{thought}so \\boxed{{5}}", "5")]
+    assert only_verdict(f"{thought}yes. [VERIFY] correct", "verify") is CORRECT
+
+
 def test_wrong_is_followed_by_a_revision() -> None:
     assert cut("\\boxed{75}\n85 no. [VERIFY] wrong\nso \\boxed{85}") == [
         (A, "\\boxed{75}", "75"),

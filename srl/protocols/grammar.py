@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from srl.reward.answer import last_boxed
+from srl.reward.answer import after_thinking, first_box_end, last_boxed
 from srl.trajectory import TurnKind, Verdict
 
 # The verdict, or only its word, may stand in a box of its own, in bold or between dollars: `\boxed{\text{[VERIFY] wrong.}}`,
@@ -49,8 +49,9 @@ def spoken(verdict: Verdict, grammar: str) -> str:
 
 def only_match(text: str, grammar: str) -> re.Match[str] | None:
     """The verdict in a self-evaluation; None unless there is exactly one marker and it has a word (paper, section 3.1)."""
-    matches = list(GRAMMARS[grammar].finditer(text))
-    return matches[0] if len(matches) == 1 and len(MARKERS[grammar].findall(text)) == 1 else None
+    begin = after_thinking(text)
+    matches = list(GRAMMARS[grammar].finditer(text, begin))
+    return matches[0] if len(matches) == 1 and len(MARKERS[grammar].findall(text, begin)) == 1 else None
 
 
 def only_verdict(text: str, grammar: str) -> Verdict | None:
@@ -60,7 +61,7 @@ def only_verdict(text: str, grammar: str) -> Verdict | None:
 
 def first_verdict(text: str, grammar: str) -> tuple[int, int] | None:
     """Where the first verdict begins, and where its word does; None without one, or where it stands in a box."""
-    match = GRAMMARS[grammar].search(text)
+    match = GRAMMARS[grammar].search(text, after_thinking(text))
     if match is None or "{" in text[match.start() : match.start("word")]:
         return None
     return match.start(), match.start("word")
@@ -77,12 +78,14 @@ def cut_chain(text: str, grammar: str) -> list[Segment]:
     An answer ends with the line of its first box; the check and its verdict reach to the end of the marker. A verdict
     without a box since the one before it judges the same answer again: no empty revision stands between them. What follows
     the last verdict is a revision if it has a box or if the verdict was "wrong" and it is not blank; otherwise it belongs
-    to that verdict.
+    to that verdict. What is thought before the last `</think>` is part of the attempt, and nothing in it counts.
     """
     segments: list[Segment] = []
-    position = 0
-    for match in GRAMMARS[grammar].finditer(text):
-        answer_end = end_of_answer(text, position, match.start())
+    position, begin = 0, after_thinking(text)
+    for match in GRAMMARS[grammar].finditer(text, begin):
+        answer_end = end_of_answer(text, max(position, begin), match.start())
+        if answer_end is None:
+            answer_end = position if segments else match.start()
         kind = TurnKind.REVISION if segments else TurnKind.ATTEMPT
         if not segments or answer_end > position:
             segments.append(Segment(kind, position, answer_end, answer=last_boxed(text[position:answer_end])))
@@ -100,17 +103,11 @@ def cut_chain(text: str, grammar: str) -> list[Segment]:
     return segments
 
 
-def end_of_answer(text: str, start: int, limit: int) -> int:
-    """Where the answer that begins at `start` ends: after the line of its first box, or at its start if it has none."""
-    box = text.find("\\boxed", start, limit)
-    if box < 0:
-        return start if start else limit
+def end_of_answer(text: str, start: int, limit: int) -> int | None:
+    """Where the answer that begins at `start` ends: after the line in which its first box closes, or with that box where the
+    line has no end; None without a box."""
+    box = first_box_end(text, start, limit)
+    if box is None:
+        return None
     newline = text.find("\n", box, limit)
-    if newline >= 0:
-        return newline
-    depth = 0
-    for index in range(box, limit):
-        depth += (text[index] == "{") - (text[index] == "}")
-        if depth == 0 and text[index] == "}":
-            return index + 1
-    return limit
+    return newline if newline >= 0 else box

@@ -11,6 +11,8 @@ VERDICT = re.compile(
     re.IGNORECASE,
 )
 
+THOUGHT = "</think>"
+
 TEXT = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{([^{}]*)\}")
 LAYOUT = re.compile(r"[ \t$~&]|\\[ ,;:()!]|\\q?quad(?![a-z])")
 LABEL = r"[A-Za-z](?:_(?:\w|\{\w{1,3}\}))?'?(?:\(\w\))?(?:=|\\in)"  # of the second box in "x = 1 and y_2 = 2"
@@ -39,7 +41,7 @@ def last_boxed(text: str) -> str | None:
     Of nested boxes the innermost counts. Boxes with nothing between them but commas, spaces, "and" or "or", and a label
     such as "y =", are one answer of several values, joined with ", ".
     """
-    text = text.rpartition("</think>")[2]
+    text = text[after_thinking(text) :]
     verdicts = [match.span() for match in VERDICT.finditer(text)]
     parts: list[str] = []
     following = None
@@ -53,6 +55,11 @@ def last_boxed(text: str) -> str | None:
             parts.append(content)
         following = begin
     return ", ".join(reversed(parts)) if parts else None
+
+
+def after_thinking(text: str) -> int:
+    """Where what a model says begins: after the last `</think>`, or at 0."""
+    return text.rfind(THOUGHT) + len(THOUGHT) if THOUGHT in text else 0
 
 
 def joins(gap: str) -> bool:
@@ -79,6 +86,19 @@ def innermost_boxes(text: str) -> list[tuple[int, int, int]]:
     return boxes
 
 
+def first_box_end(text: str, start: int, limit: int) -> int | None:
+    """Where the first box in `start:limit` ends, after its closing brace: at `limit` if it has none; None without a box."""
+    depth = 0
+    for match in TOKEN.finditer(text, start, limit):
+        if match["box"] or (match["open"] and depth):
+            depth += 1
+        elif match["close"] and depth:
+            depth -= 1
+            if not depth:
+                return match.end()
+    return limit if depth else None
+
+
 def in_verdict(begin: int, content: str, verdicts: list[tuple[int, int]]) -> bool:
     if "[VERIFY]" in content.upper():
         return True
@@ -95,7 +115,7 @@ def stated_answer(text: str) -> str | None:
     """
     if (boxed := last_boxed(text)) is not None:
         return boxed
-    text = CLOSING_WORDS.sub("", VERDICT.sub("", text.rpartition("</think>")[2][-LONGEST_TAIL:])).strip()
+    text = CLOSING_WORDS.sub("", VERDICT.sub("", text[after_thinking(text) :][-LONGEST_TAIL:])).strip()
     if tagged := TAGGED.findall(text):
         return tagged[-1].strip()
     if markers := list(MARKER.finditer(text)):

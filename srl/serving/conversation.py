@@ -69,8 +69,10 @@ def kind_at_end(text: str, grammar: str, first: TurnKind) -> TurnKind:
     start = matches[-1].end() if matches else 0
     if matches and (verdict_of(matches[-1]) is Verdict.CORRECT or not text[start:].strip()):
         return TurnKind.VERDICT
-    answered = "\\boxed" in text[start:] and end_of_answer(text, start, len(text)) < len(text)
-    return TurnKind.VERDICT if answered else TurnKind.REVISION if matches else first
+    end = end_of_answer(text, start, len(text))
+    if end is not None and end < len(text):
+        return TurnKind.VERDICT
+    return TurnKind.REVISION if matches else first
 
 
 def turns_of(trajectory: Trajectory) -> list[dict[str, Any]]:
