@@ -290,3 +290,12 @@ def test_a_chain_goes_on_after_a_given_attempt_without_touching_it(chat, text, e
     assert trajectory.turns[0].token_ids == before and not trajectory.turns[0].sampled and trajectory.turns[0].answer == "56"
     assert [token for turn in trajectory.turns[1:] for token in turn.token_ids] == engine.generations[0]
     assert [turn.answer for turn in trajectory.turns[1:]] == [None] + ["66"] * (len(expected) - 2)
+
+
+def test_what_a_chain_adds_on_the_line_of_a_given_answer_is_of_its_check(chat):
+    first, _ = play(chat, "long_chain", f"{SLIP} {CHECKED_WRONG} {RIGHT}")  # the attempt ends with its box
+    start = Trajectory("t", "p", question(CHAIN), "56", chat.opening(question(CHAIN)), [as_given(first.turns[0])])
+    trajectory, engine = play(chat, "long_chain", f" Start at 52\n{CHECKED_RIGHT}", start=start)
+    assert kinds(trajectory) == [A, V] and [turn.answer for turn in trajectory.answers()] == ["56"]
+    assert trajectory.turns[1].token_ids == engine.generations[0]
+    assert trajectory.turns[1].text == f" Start at 52\n{CHECKED_RIGHT}"

@@ -53,19 +53,22 @@ def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: 
     """One generation is cut into turns at the token offsets of its markers; every token lands in exactly one turn.
 
     After an instruction the first answer of the generation is a revision. A generation that goes on after a given attempt is
-    cut together with it; what it adds without any marker is an attempt again, so the trajectory has no verdict.
+    cut together with it. When that has an answer, what is added before the first marker is of the check; what is added without
+    any marker is an attempt again, so the trajectory has no verdict.
     """
     said = any(turn.kind is TurnKind.INSTRUCTION for turn in trajectory.turns)
     given = [] if said else [token for turn in trajectory.turns for token in turn.token_ids]
+    answered = bool(given) and trajectory.turns[-1].answer is not None
     ids, begin = given + sampled.token_ids, len(given)
     text = chat.decode(ids)
     segments = cut_chain(text, grammar)
     start = len(chat.decode(given))
     for index, segment in enumerate(segments):
-        end = len(ids) if index == len(segments) - 1 else max(begin, chat.tokens_before(ids, segment.end))
-        if end == begin and given:
+        is_last = index == len(segments) - 1
+        end = len(ids) if is_last else max(begin, chat.tokens_before(ids, segment.end))
+        if (given and end == begin) or (answered and segment.kind is TurnKind.ATTEMPT and not is_last):
             continue
-        own = text[max(start, segment.start) : segment.end]
+        own = text[start : segment.end]
         trajectory.turns.append(
             Turn(
                 TurnKind.REVISION if segment.kind is TurnKind.ATTEMPT and said else segment.kind,
@@ -77,7 +80,7 @@ def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: 
                 verdict=segment.verdict,
             )
         )
-        begin = end
+        begin, start = end, segment.end
     if sampled.finished_by_length:
         trajectory.stop_reason = StopReason.LENGTH
 
