@@ -20,7 +20,7 @@ from srl.learner.batch import Example, collate
 from srl.learner.losses import Loss
 from srl.main import main
 from srl.protocols.chat import model_folder
-from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
+from srl.trajectory import Outcome, Trajectory, Turn, TurnKind, Verdict
 
 PAGE = RECIPES / "README.md"
 RIGHT, ARMS = 3, 4  # the token that answers right, and how many there are to choose from
@@ -92,6 +92,34 @@ def test_every_algorithm_makes_the_right_answer_likelier(recipe, started):
         update.step(sampled(update.learners, prompts=8, members=6, seed=step), step, 0.5)
     probability = update.learners.logits.detach().softmax(0)[RIGHT].item()
     assert probability > 0.4, f"{probability:.2f} after 12 steps, 0.25 before"
+
+
+def test_imitation_never_trains_a_wrong_answer_or_verdict(started):
+    """Trajectories that judge and correct themselves: half of those that are kept begin wrong."""
+    update = started("recipe=raft")
+    update.learners.logits = torch.tensor([0.0, 0.0, 0.0, 3.0], requires_grad=True)
+    before = update.learners.logits.detach().softmax(0)[RIGHT].item()
+    for step in range(6):
+        trajectories = sampled(update.learners, prompts=8, members=6, seed=step)
+        for trajectory in trajectories:
+            right = trajectory.turns[0].outcome is Outcome.CORRECT
+            trajectory.turns.append(Turn(TurnKind.VERDICT, [0], verdict=Verdict.CORRECT if right else Verdict.WRONG))
+            if not right:
+                trajectory.turns.append(Turn(TurnKind.REVISION, [0], answer="3", outcome=Outcome.CORRECT))
+        update.step(trajectories, step, 0.5)
+    assert update.learners.logits.detach().softmax(0)[RIGHT].item() > before
+    turns = [
+        Turn(TurnKind.ATTEMPT, [1, 1], logprobs=[-1.0, -1.0], outcome=Outcome.INCORRECT),
+        Turn(TurnKind.VERDICT, [1], logprobs=[-1.0], verdict=Verdict.CORRECT),
+        Turn(TurnKind.VERDICT, [1], logprobs=[-1.0], verdict=Verdict.WRONG),
+        Turn(TurnKind.INSTRUCTION, [1]),
+        Turn(TurnKind.REVISION, [1], logprobs=[-1.0], outcome=Outcome.CORRECT),
+    ]
+    trajectories = [Trajectory("mixed", "p", "", "", [0], turns), Trajectory("wrong", "p", "", "", [0], turns[:2])]
+    for average, weight in (("token", 1.0), ("sequence", 0.5)):
+        examples, _, found = started("recipe=raft", f"objective.average={average}").demonstrations(trajectories, [])
+        assert [example.id for group in examples for example in group] == ["mixed"] and found == {"demonstrations": 1}
+        assert examples[0][0].weights == [0, 0, 0, 0, weight, 0, weight]
 
 
 def page_files(directory: Path) -> list[Path]:

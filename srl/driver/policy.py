@@ -28,7 +28,7 @@ from srl.learner.schedule import adapted
 from srl.pipelines.filters import FILTERS, apply_filters, groups, solved
 from srl.pipelines.pairs import PAIR_RULES, build_pairs
 from srl.reward.consistency import rank_consistency
-from srl.reward.shaping import REWARDS, alone_trajectories, self_aligned_rewards, turn_rewards
+from srl.reward.shaping import REWARDS, alone_trajectories, learnable, self_aligned_rewards, turn_rewards
 from srl.trajectory import Outcome, Trajectory
 
 Metrics = dict[str, float]
@@ -178,11 +178,15 @@ class PolicyUpdate:
         return [examples for prompt, examples in by_group.items() if prompt in speaking], self.policy_loss(), found
 
     def demonstrations(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
-        """RAFT: what passed the filters is imitated, every sampled token of it."""
-        examples = [
-            [policy_example(trajectory, 0.0, weight=self.weight(trajectory)) for trajectory in members]
-            for members in groups(trajectories).values()
-        ]
+        """RAFT: what passed the filters is imitated, but for wrong answers and wrong verdicts (equation 1)."""
+        by_group: dict[str, list[Example]] = {}
+        for trajectory in trajectories:
+            turns = zip(trajectory.turns, learnable(trajectory), strict=True)
+            mask = np.array([float(learn) for turn, learn in turns if turn.sampled for _ in turn.token_ids])
+            if mask.any():
+                weights = mask if self.config.objective.average == "token" else mask / mask.sum()
+                by_group.setdefault(trajectory.prompt_id, []).append(policy_example(trajectory, 0.0, weights=weights))
+        examples = list(by_group.values())
         return examples, sft_loss, {"demonstrations": sum(map(len, examples))}
 
     def preferences(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:

@@ -69,6 +69,14 @@ def agrees(verdict: Verdict | None, right: bool) -> bool:
     return verdict is (Verdict.CORRECT if right else Verdict.WRONG)
 
 
+def learnable(trajectory: Trajectory) -> list[bool]:
+    """Which turns may be imitated (equation 1): right attempts and revisions, and verdicts that say what the grader says."""
+    return [
+        right is not None and (agrees(turn.verdict, right) if turn.kind is TurnKind.VERDICT else right)
+        for turn, right, _ in walk(trajectory)
+    ]
+
+
 def turn_outcome(trajectory: Trajectory) -> list[float]:
     """1 for every right attempt or revision (SPOC's solution messages, SCoRe's attempts)."""
     return [float(bool(right) and turn.kind is not TurnKind.VERDICT) for turn, right, _ in walk(trajectory)]
