@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srl.config import load_config
+from srl.driver.policy import recipe_functions
 from srl.pipelines.filters import FILTERS, apply_filters
 from srl.pipelines.pairs import PAIR_RULES, build_pairs, path
 from srl.pipelines.restarts import restart_groups, verification_groups
@@ -166,6 +168,14 @@ def test_best_of_group_takes_the_highest_reward_of_each_prompt():
         went("a+", name, prompt, reward=reward) for name, prompt, reward in (("x", "p", 0.0), ("y", "p", 2.0), ("z", "q", 1.0))
     ]
     assert [trajectory.id for trajectory in FILTERS["best_of_group"](rewarded)] == ["y", "z"]
+
+
+def test_spocs_best_of_a_group_is_not_the_one_that_failed_most():
+    rules, filters, _ = recipe_functions(load_config(None, ["recipe=spoc-raft"]))
+    group = [went(code, code) for code in ("a- v- r-", "a+ v+", "a- v- r+ v+", "a- v- r- v- r+ v+")]
+    for trajectory in group:
+        trajectory.reward = sum(turn_rewards(trajectory, rules))
+    assert [trajectory.id for trajectory in apply_filters(group, filters)[0]] == ["a+ v+"]
 
 
 def test_balance_keeps_as_many_right_as_wrong_first_attempts_whatever_their_order():
