@@ -71,6 +71,8 @@ def test_every_rule_has_one_reward_per_turn_and_survives_a_trajectory_without_tu
 
 def test_a_truncated_trajectory_ends_with_minus_one():
     assert signed_process(went("a+ v+", stop_reason=StopReason.LENGTH)) == [1.0, -1.0]
+    # The next turn did not fit: what the user said last was not sampled, and no reward is paid for it.
+    assert signed_process(went("a- v- i", stop_reason=StopReason.LENGTH)) == [-1.0, -1.0, 0.0]
 
 
 def test_an_ungraded_answer_is_an_error():

@@ -105,7 +105,7 @@ def verdict_agreement(trajectory: Trajectory) -> list[float]:
 
 def signed_process(trajectory: Trajectory) -> list[float]:
     """S2R, process level: +-1 for every answer and every verdict; doubled for an answer whose outcome differs from the one
-    before and for the verdict on the last answer if that is right; -1 for the last turn of a truncated trajectory."""
+    before and for the verdict on the last answer if that is right; -1 for the last sampled turn of a truncated trajectory."""
     rewards = []
     answers = trajectory.answers()
     last = answers[-1] if answers else None
@@ -118,8 +118,9 @@ def signed_process(trajectory: Trajectory) -> list[float]:
         else:
             judged = turn
             rewards.append((1.0 if right else -1.0) * (2.0 if before not in (None, right) else 1.0))
-    if trajectory.truncated and rewards:
-        rewards[-1] = -1.0
+    sampled = [index for index, turn in enumerate(trajectory.turns) if turn.sampled]
+    if trajectory.truncated and sampled:
+        rewards[sampled[-1]] = -1.0
     return rewards
 
 
