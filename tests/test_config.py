@@ -121,6 +121,13 @@ def test_a_wrong_value_is_shown_with_its_field(override, message):
         (["rollout.tensor_parallel=2"], "rollout.tensor_parallel=2 needs rollout.gpus >= it, found 0.0"),
         (["task.name=file"], "task.name=file needs task.train and at least one entry in task.test"),
         (["task.min_operations=5", "task.max_operations=4"], "task.min_operations=5 is above task.max_operations=4"),
+        (["objective.kl_by={attempts: 0.1}"], "objective.kl_by={attempts: 0.1}: a weight is not below 0, and is of "),
+        (["objective.kl_by={verdict/0: 0.1}"], "objective.kl_by={verdict/0: 0.1}: "),
+        (["objective.kl_by={revision/1: -0.1}"], "objective.kl_by={revision/1: -0.1}: "),
+        (
+            ["objective.kl=0", "objective.kl_by={verdict: 0.1}", "objective.kl_estimate=k1"],
+            "objective.kl_estimate=k1 has no gradient on average as a loss",
+        ),
         (["prompts.question=Solve"], "prompts.question='Solve' does not contain {question}"),
         (
             [*GPUS, "rollout.colocate=true", "learner.workers=8", "rollout.workers=4"],

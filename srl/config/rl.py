@@ -1,10 +1,13 @@
 """Stage 2: how much is sampled and trained, what is rewarded, which loss."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from srl.config.section import Section
+
+PLACE = re.compile(r"(?:attempt|verdict|revision)(?:/[1-9]\d*)?")  # of a weight in objective.kl_by
 
 
 class RlConfig(Section):
@@ -126,7 +129,13 @@ class ObjectiveConfig(Section):
     def _meaningful(self) -> "ObjectiveConfig":
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"objective.dual_clip={self.dual_clip:g} must be above 1, or 0 for none")
-        if self.kl_estimate == "k1" and self.kl_in == "loss" and self.kl:
+        for place, weight in self.kl_by.items():
+            if not PLACE.fullmatch(place) or weight < 0:
+                raise ValueError(
+                    f"objective.kl_by={{{place}: {weight:g}}}: a weight is not below 0, and is of attempt, verdict or "
+                    "revision, or of the n-th of those, such as revision/1"
+                )
+        if self.kl_estimate == "k1" and self.kl_in == "loss" and max(self.kl, *self.kl_by.values(), 0.0):
             raise ValueError("objective.kl_estimate=k1 has no gradient on average as a loss: use k2 or k3, or kl_in=reward")
         return self
 
