@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from srl.config import load_config
 from srl.driver.policy import recipe_functions
+from srl.learner.credit import assign_credit
 from srl.pipelines.filters import FILTERS, apply_filters
 from srl.pipelines.pairs import PAIR_RULES, build_pairs, path
 from srl.pipelines.restarts import restart_groups, verification_groups
@@ -194,6 +195,27 @@ def test_what_filters_drop_is_counted_under_their_names():
     kept, dropped = apply_filters(GROUP, {name: FILTERS[name] for name in ("untruncated", "wrong_to_right")})
     assert [trajectory.id for trajectory in kept] == ["corrected"]
     assert dropped == {"dropped_untruncated": 1, "dropped_wrong_to_right": 4}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("plan-2-first", ["1 0", "1 0", "-1 0 0 0", "-1 0 0 0"]),
+        ("plan-2-second", ["0 0", "0 0", "0 0 1 0", "0 0 -1 0"]),
+        # The answers' share of the reward is 0.2 times 0.4, 0.2, 0.1 and 0.1: 0.04 on average; all four are right.
+        ("self-aligned", [".04 0", "0 0", "-.02 0", "-.02 0"]),
+    ],
+)
+def test_a_reward_of_some_turns_alone_moves_no_others(recipe, expected):
+    config = load_config(None, [f"recipe={recipe}"])
+    rules, _, _ = recipe_functions(config)
+    group = [went(code, str(n)) for n, code in enumerate(("a+ v+", "a+ v+", "a- v- r+ v+", "a- v- r- v-"))]
+    rewards = [turn_rewards(trajectory, rules) for trajectory in group]
+    if recipe == "self-aligned":
+        group, rewards = [went("a+ v+", str(n)) for n in range(4)], [[0.2 * share, 1.0] for share in (0.4, 0.2, 0.1, 0.1)]
+    advantages, _ = assign_credit(config.credit, config.critic, group, rewards)
+    for found, numbers in zip(advantages, expected, strict=True):
+        assert found == pytest.approx([float(number) for number in numbers.split()])
 
 
 # --- pairs
