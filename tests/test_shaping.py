@@ -112,6 +112,12 @@ def test_the_restart_bonus_pays_only_for_changing_the_outcome_of_a_given_attempt
         assert restart_bonus(trajectory) == bonus
 
 
+def test_a_model_that_skips_its_attempt_was_given_none():
+    skipped = went("a0 v- r+")
+    skipped.turns[0].token_ids, skipped.turns[0].logprobs = [], []  # its message began with the verdict
+    assert restart_bonus(skipped) == 0
+
+
 def test_plan_1_format_and_length_by_hand():
     plan_1 = {REWARDS["final_outcome"]: 1.0, REWARDS["corrected"]: 0.5}
     totals = {code: sum(turn_rewards(went(code), plan_1)) for code in ("a- v- r+", "a+ v+", "a+ v- r+", "a- v- r-", "a+ v- r-")}

@@ -140,10 +140,10 @@ def graded_boxes(trajectory: Trajectory) -> list[float]:
 def restart_bonus(trajectory: Trajectory) -> float:
     """Satori: 1 for solving after a wrong attempt that was given, -1 for failing after a right one, else 0; weight: beta.
 
-    The wrong attempt is given, so failing it on purpose earns nothing.
+    The wrong attempt is given, so failing it on purpose earns nothing; nor does leaving it out.
     """
     first, final = next(iter(trajectory.answers()), None), trajectory.final()
-    if first is None or final is None or first.sampled:
+    if first is None or final is None or first.sampled or not first.token_ids:
         return 0.0
     return float(is_right(trajectory, final)) - float(is_right(trajectory, first))
 
