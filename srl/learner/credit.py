@@ -55,7 +55,7 @@ def by_prompt_kind_position(trajectories: Sequence[Trajectory], rewards: Rewards
 def by_history(trajectories: Sequence[Trajectory], rewards: Rewards) -> list[list[Hashable]]:
     """S2R: all turns of the same role whose earlier turns had the same rewards, over the whole batch.
 
-    A history with fewer than `LEAST_HISTORY` turns falls back to the role alone.
+    Turns whose history fewer than `LEAST_HISTORY` turns have are compared with one another, by role alone.
     """
     keys: list[list[Hashable]] = []
     counts: Counter[Hashable] = Counter()
