@@ -59,6 +59,7 @@ def test_boxes_apart_and_repeated_boxes_are_not_joined() -> None:
         (r"\boxed{42} Is my most recent final answer correct (Yes or No)? \boxed{Yes}.", "42"),
         ("\\boxed{41}\n[VERIFY] wrong\nc = 42, so \\boxed{42}", "42"),
         (r"[VERIFY] \boxed{wrong}", None),
+        (r"\boxed{42} \boxed{\text{Is my most recent final answer correct (Yes or No)? No.}}", "42"),
     ],
 )
 def test_a_box_in_a_verdict_is_not_an_answer(text: str, answer: str | None) -> None:

@@ -100,7 +100,7 @@ def first_box_end(text: str, start: int, limit: int) -> int | None:
 
 
 def in_verdict(begin: int, content: str, verdicts: list[tuple[int, int]]) -> bool:
-    if "[VERIFY]" in content.upper():
+    if VERDICT.search(content):
         return True
     before = bisect_right(verdicts, begin, key=lambda span: span[0]) - 1
     return before >= 0 and begin < verdicts[before][1]
