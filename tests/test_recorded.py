@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from test_feedback import GOLD
 from test_protocol import CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, play
 
 from srl.config import ConfigError, load_config
@@ -17,19 +18,24 @@ PLAYED = {
     "prompted": (SLIP, CHECKED_WRONG, RIGHT),
     "intrinsic": ("", RIGHT),
     "attempt": ("The solution…",),
+    "gold": (f"{SLIP}\n{CHECKED_RIGHT}", RIGHT),
+    "gold_chain": (f"{SLIP}\n{CHECKED_RIGHT}", f"\n{RIGHT}\n{CHECKED_RIGHT}"),
+    "gold_two_turn": (f"{SLIP}\n{CHECKED_RIGHT}", "The solution…"),
+    "judged_chain": (SLIP, RIGHT),  # without a check
 }
 
 
 def replayed(chat, recorded: list[Trajectory], protocol: str, **changes) -> Trajectory:
     fresh = dataclasses.replace(recorded[0], turns=[], stop_reason=None, **changes)
     built = build_protocol(protocol, load_config(None, []), chat)
-    run_trajectories(RecordedEngine(recorded), built, chat, [fresh], temperature=1.0, limits=Limits(512), timeout_s=5)
+    settings = {"temperature": 1.0, "limits": Limits(512), "timeout_s": 5, "judges": GOLD}
+    run_trajectories(RecordedEngine(recorded), built, chat, [fresh], **settings)
     return fresh
 
 
 @pytest.mark.parametrize("protocol", list(PLAYED))
 def test_a_replayed_trajectory_is_the_recorded_one(chat, tmp_path, protocol):
-    played, _ = play(chat, protocol, *PLAYED[protocol])
+    played, _ = play(chat, protocol, *PLAYED[protocol], judges=GOLD)
     append_trajectories(tmp_path / "deep" / "file.jsonl", [played])
     recorded = read_trajectories(tmp_path / "deep" / "file.jsonl")
     assert recorded == [played]

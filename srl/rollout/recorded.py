@@ -77,10 +77,19 @@ def generations(trajectory: Trajectory) -> Iterator[tuple[str, list[int], Comple
         index += len(turns)
         if sampled:
             cut = trajectory.truncated and index == len(trajectory.turns)
-            logprobs = [logprob for turn in turns for logprob in turn.logprobs]
+            judged = check_and_verdict(trajectory.turns[index:])
+            logprobs = [logprob for turn in turns for logprob in turn.logprobs] + [0.0] * len(judged)
             request_id = f"{trajectory.id}#{index - len(turns)}"
-            yield request_id, list(prompt), Completion(request_id, tokens, logprobs, cut, turns[0].weight_version)
+            yield request_id, list(prompt), Completion(request_id, tokens + judged, logprobs, cut, turns[0].weight_version)
         prompt += tokens
+
+
+def check_and_verdict(following: Sequence[Turn]) -> list[int]:
+    """The check that the model wrote after its answer, and the judge's verdict for its own, which was not kept; or nothing."""
+    said = [turn for turn in following[:2] if turn.kind is TurnKind.INSTRUCTION]
+    if [turn.verdict is not None for turn in said] != [False, True]:
+        return []
+    return said[0].token_ids + said[1].token_ids
 
 
 def was_sampled(turn: Turn) -> bool:
