@@ -53,8 +53,8 @@ RULES = {
     revision_outcome: {"a+ i r+": [0, 0, 1], "a+ v+": [0, 0]},
     improvement: {"a- v- r+": [0, 0, 1], "a+ v- r-": [0, 0, -1], "a+ v- r+": [0, 0, 0], "a- v- r- v- r+": [0, 0, 0, 0, 1]},
     verdict_agreement: {"a- v- r+ v+": [0, 1, 0, 1], "a+ v-": [0, 0], "a- v+": [0, 0], "a+ v0": [0, 0], "v+": [0]},
-    # Doubled: the flip from wrong to right, and the verdict on the last answer, which is right.
-    signed_process: {"a- v- r+ v+": [-1, 1, 2, 2], "a+ v- r- v-": [1, -1, -2, 1], "a+ v+": [1, 2], "a+ i r+": [1, 0, 1]},
+    # Doubled: the flips from wrong to right and from right to wrong, and verdicts on right answers.
+    signed_process: {"a- v- r+ v+": [-1, 1, 2, 2], "a+ v- r- v-": [1, -2, -2, 1], "a+ v+": [1, 2], "a+ i r+": [1, 0, 1]},
     graded_boxes: {"a+ v+": [1, 1], "a- v+": [-0.5, -0.5], "a0 v0": [-1, -1], "a- i r+": [-0.5, 0, 1]},
 }  # fmt: skip
 

@@ -105,18 +105,14 @@ def verdict_agreement(trajectory: Trajectory) -> list[float]:
 
 def signed_process(trajectory: Trajectory) -> list[float]:
     """S2R, process level: +-1 for every answer and every verdict; doubled for an answer whose outcome differs from the one
-    before and for the verdict on the last answer if that is right; -1 for the last sampled turn of a truncated trajectory."""
+    before and for every verdict on a right answer; -1 for the last sampled turn of a truncated trajectory."""
     rewards = []
-    answers = trajectory.answers()
-    last = answers[-1] if answers else None
-    judged: Turn | None = None
     for turn, right, before in walk(trajectory):
         if turn.kind is TurnKind.INSTRUCTION or right is None:
             rewards.append(0.0)
         elif turn.kind is TurnKind.VERDICT:
-            rewards.append((1.0 if agrees(turn.verdict, right) else -1.0) * (2.0 if judged is last and right else 1.0))
+            rewards.append((1.0 if agrees(turn.verdict, right) else -1.0) * (2.0 if right else 1.0))
         else:
-            judged = turn
             rewards.append((1.0 if right else -1.0) * (2.0 if before not in (None, right) else 1.0))
     sampled = [index for index, turn in enumerate(trajectory.turns) if turn.sampled]
     if trajectory.truncated and sampled:
