@@ -234,18 +234,25 @@ def test_an_instruction_does_not_repeat_the_end_token_that_the_model_wrote(chat)
     assert chat.instruction("Check the solution.", last_id=ids_of(chat, "85")[0]) == ids_of(chat, END + said)
 
 
-def test_the_token_after_a_message_is_a_stop_even_where_the_tokenizer_has_no_name_for_it(tmp_path):
+@pytest.mark.parametrize(
+    ("message", "ends", "said"),
+    [
+        ("<|{{m.role}}|>{{m.content}}<|end|>", "<|end|>", "<|user|>Again.<|end|>"),
+        ("<|{{m.role}}|>{{m.content}}", "<|user|>", "Again."),  # as GLM-4's
+    ],
+)
+def test_the_token_after_a_message_is_a_stop_even_where_the_tokenizer_has_no_name_for_it(tmp_path, message, ends, said):
     alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     own = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     own.add_special_tokens([AddedToken(name, special=True) for name in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")])
     saved = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|endoftext|>")
-    saved.chat_template = "{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>{% endfor %}<|assistant|>"
+    saved.chat_template = f"{{% for m in messages %}}{message}{{% endfor %}}<|assistant|>"
     saved.save_pretrained(tmp_path)
     chat = Chat(str(tmp_path), PromptsConfig())
-    end = chat.tokenizer.get_vocab()["<|end|>"]
+    end = chat.tokenizer.get_vocab()[ends]
     assert chat.stop_ids == [chat.end_id, end] and chat.end_id != end
-    assert chat.tokenizer.decode(chat.instruction("Again.", end)) == "<|user|>Again.<|end|><|assistant|>"
+    assert chat.tokenizer.decode(chat.instruction("Again.", end)) == f"{said}<|assistant|>"
     assert chat.decode([*chat.encode("No"), end]) == "No"
 
 

@@ -103,8 +103,9 @@ def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenize
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the end token, and the one the template puts after an assistant's message."""
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    """Tokens that end an answer: the end token, and the one the template puts between an assistant's message and the user's."""
+    user = {"role": "user", "content": "?"}
+    messages = [user, {"role": "assistant", "content": ANSWER}, user]
     after = tokenizer.apply_chat_template(messages, tokenize=False).split(ANSWER, 1)[1]
     following = tokenizer(after, add_special_tokens=False).input_ids[:1]
     added = tokenizer.added_tokens_decoder  # may be special without a name of its own in the tokenizer
