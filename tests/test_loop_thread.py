@@ -154,23 +154,23 @@ def test_an_engine_that_hangs_is_told_from_one_that_has_nothing_to_do(chat):
 
 def test_a_start_and_a_load_that_take_longer_than_a_step_may_are_no_hang(chat):
     def make_loop():
-        time.sleep(2.5)
+        time.sleep(3.2)
         return TrajectoryLoop(engine, chat, Limits(512))
 
     engine, _ = started(chat)
-    thread = LoopThread(make_loop, lambda name: build_protocol(name, Config(), chat), 2.0)
+    thread = LoopThread(make_loop, lambda name: build_protocol(name, Config(), chat), 3.0)
     thread.add([job(chat, "a"), job(chat, "b")])
-    assert thread.collect(0.8) == []  # the first step runs
+    assert thread.collect(0.6) == []  # the first step runs
 
     load = engine.load_weights
-    engine.load_weights = lambda buckets, version: (time.sleep(2.5), load(buckets, version))[1]
+    engine.load_weights = lambda buckets, version: (time.sleep(3.2), load(buckets, version))[1]
     loader = threading.Thread(target=thread.load_weights, args=([], 1, False))
     loader.start()
     while thread.inbox.empty():
         time.sleep(0.01)
     engine.permits.release()
     loader.join(30)
-    assert collected(thread, 1) == ["a"] and thread.collect(0.8) == []  # the next one runs
+    assert collected(thread, 1) == ["a"] and thread.collect(0.6) == []  # the next one runs
     engine.permits.release()
     assert collected(thread, 1) == ["b"]
 
