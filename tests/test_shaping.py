@@ -237,6 +237,8 @@ def test_paths_of_trajectories():
     known = {"a- v- r+": "wrong,No,correct", "a+ v- r-": "correct,No,wrong", "a+ v+": "correct,Yes", "a- v+": "wrong,Yes"}
     assert {code: path(went(code)) for code in known} == known
     assert [path(went(code)) for code in ("", "a+", "a- v0", "a- v-", "v+")] == [""] * 5
+    # What goes on after a Yes did not end with it, and may end the other way.
+    assert [path(went(code)) for code in ("a- v+ r+", "a+ v+ r-", "a- v+ v- r+", "a+ v+ v+")] == ["", "", "", "correct,Yes"]
 
 
 def test_typed_pairs_are_those_of_the_paper():

@@ -23,14 +23,14 @@ class Pair:
 def path(trajectory: Trajectory) -> str:
     """How a trajectory went, e.g. "wrong,No,correct" or "correct,Yes": attempt, first verdict, and after No the final answer.
 
-    "" if its attempt or verdict is missing or if nothing follows a No.
+    "" if its attempt or verdict is missing, if nothing follows a No, or if anything but another Yes follows a Yes.
     """
     answers, verdicts = trajectory.answers(), trajectory.verdicts()
     if not answers or not verdicts or verdicts[0].verdict is None:
         return ""
     begin = "correct" if first_right(trajectory) else "wrong"
     if verdicts[0].verdict is Verdict.CORRECT:
-        return f"{begin},Yes"
+        return f"{begin},Yes" if len(answers) == 1 and all(turn.verdict is Verdict.CORRECT for turn in verdicts) else ""
     return f"{begin},No,{'correct' if solved(trajectory) else 'wrong'}" if len(answers) > 1 else ""
 
 
