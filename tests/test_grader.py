@@ -67,6 +67,10 @@ def rows(name: str) -> list[dict]:
     \text{June 20th}     | June 20
     \$15,000             | 15000
     \frac{25}{13}        | 1\frac{12}{13}
+    2 3/4                | \frac{11}{4}
+    2.75                 | 2 3/4
+    -1 1/2               | -\frac{3}{2}
+    66\frac{2}{3}\%      | \frac{200}{3}\%
     15.975               | \frac{639}{40}
     x_1 = 0.5            | \frac{1}{2}
     42                   | \theta=42
@@ -98,6 +102,10 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     x=6                        | 5
     x=0.33                     | \frac{1}{3}
     0.28                       | 28
+    2 3/4                      | \frac{5}{4}
+    5/4                        | 2 3/4
+    2 3/4                      | \frac{23}{4}
+    \frac{2}{3}\%              | 66\frac{2}{3}\%
     40_8                       | 40_9
     -221_4                     | -221_3
     0.0011_{22}                | 0.0011_2

@@ -26,6 +26,8 @@ IN_UNITS = re.compile(  # 5.4 \text{ cents}, 15\mbox{ cm}^2
 SHORT_FRACTION = re.compile(  # \frac65, \frac9{19}, and \frac\pi2, of which math-verify makes nonsense
     r"\\([dt]?frac)\s*(\d|\\pi(?![a-z]))\s*(?:(\d|\\pi(?![a-z]))|(?=\{))"
 )
+WHOLE_AND_PART = re.compile(r"(?<![\w.,/^}])(?<!\d )(\d+) ([1-9]\d*)/(\d+)(?![\d./])")  # 2 3/4: math-verify makes 5/4 of it
+MIXED = re.compile(rf"^({SIGN})(\d+)\s*\\[dt]?frac\s*\{{\s*([1-9]\d*)\s*\}}\s*\{{\s*(\d+)\s*\}}(?=\s*(?:\\?%)?$)")
 SHORT_ROOT = re.compile(r"\\sqrt\s*(\d)(?![\d.])")  # \sqrt2
 NOT_A_UNIT = re.compile(  # words that change the number before them
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"
@@ -65,6 +67,8 @@ def normalise(answer: str) -> str:
     if len(text) <= LONGEST_NUMBER:
         text = plain_spelling(text)
     text = SHORT_FRACTION.sub(lambda match: rf"\{match[1]}{{{match[2]}}}" + (f"{{{match[3]}}}" if match[3] else ""), text)
+    if len(text) <= LONGEST_NUMBER:
+        text = MIXED.sub(improper, WHOLE_AND_PART.sub(with_fraction, text))
     text = SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
     text = EULER_SUBSCRIPT.sub(r"\\mathcal{\1}_", SUBSCRIPT.sub(r"_{\1}", text))
@@ -89,6 +93,18 @@ def plain_spelling(text: str) -> str:
     if SCIENTIFIC.fullmatch(bare) or GROUPED.fullmatch(bare):
         text = bare
     return re.sub(SEPARATOR, "", text) if GROUPED.fullmatch(text.removeprefix(r"\$").lstrip()) else text
+
+
+def with_fraction(match: re.Match[str]) -> str:
+    r"""2 3/4 with `\frac`, if its part is less than one: 12 345/7 is no mixed number."""
+    whole, part, parts = match.groups()
+    return rf"{whole}\frac{{{part}}}{{{parts}}}" if int(part) < int(parts) else match.group()
+
+
+def improper(match: re.Match[str]) -> str:
+    r"""A mixed number as one fraction: of 66\frac{2}{3}\% math-verify reads nothing but the part."""
+    sign, (whole, part, parts) = match[1], map(int, match.groups()[1:])
+    return rf"{sign}\frac{{{whole * parts + part}}}{{{parts}}}" if part < parts else match.group()
 
 
 def compact(answer: str) -> str:
