@@ -175,6 +175,12 @@ def test_the_gold_says_which_unit_and_which_error(grader: Grader, answer: str, u
         (r"\sqrt{2}, \frac{1}{3}", r"\frac{1}{2}, \sqrt{2}", False),
         ("(3,4), (1,2)", "(1,2), (3,4)", True),
         ("(2,1), (3,4)", "(1,2), (3,4)", False),
+        (r"\frac{-1\pm\sqrt{5}}{2}", r"\frac{-1-\sqrt{5}}{2}, \frac{-1+\sqrt{5}}{2}", True),
+        (r"\frac{1+\sqrt{5}}{2}, \frac{1-\sqrt{5}}{2}", r"\frac{1\pm\sqrt{5}}{2}", True),
+        (r"x=\frac12\pm\frac{\sqrt5}{2}", r"\frac{1\pm\sqrt{5}}{2}", True),
+        (r"3, \frac{1\pm\sqrt{5}}{2}", r"\frac{1+\sqrt{5}}{2}, \frac{1-\sqrt{5}}{2}, 3", True),
+        (r"\frac{1+\sqrt{5}}{2}", r"\frac{1\pm\sqrt{5}}{2}", False),
+        (r"\frac{1\pm\sqrt{6}}{2}", r"\frac{1\pm\sqrt{5}}{2}", False),
     ],
 )
 def test_several_answers_match_one_to_one_in_any_order(grader: Grader, answer: str, gold: str, right: bool) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from srl.reward.equation import Equation, says_more, solutions_differ
 from srl.reward.point import SYMBOL, SYMBOL_ALONE, UNDEFINED, Unread, apart, symbol_name, symbols, value
 from srl.reward.readings import COMMAS, UNION, readings
-from srl.reward.spelling import IN_TEXT, NOT_A_UNIT, values
+from srl.reward.spelling import IN_TEXT, NOT_A_UNIT, both_signs, values
 
 LONGEST = 400  # characters
 MATRIX = re.compile(r"\\begin\{([bp])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
@@ -26,7 +26,6 @@ ORDER = {"<": "<", r"\lt": "<", ">": ">", r"\gt": ">"} | {
 INEQUALITY = re.compile(rf"(.+?)({'|'.join(map(re.escape, sorted(ORDER, key=len, reverse=True)))})(?![a-z])(.+)")
 TURNED = str.maketrans("<>", "><")
 UNIT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{[~\s]*([A-Za-z][A-Za-z. ]+)\}(?:\s*\^\s*\{?[23]\}?)?$")
-PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOLLARS = re.compile(r"^(-?) ?\\\$ ?")
 BRACKETED_NUMBER = re.compile(r"\[ ?(-?\d+(?:\.\d+)?) ?\]")
 POWER = re.compile(r"\^\s*\{[-+]?[\d.]+\}")
@@ -161,11 +160,6 @@ def elements(text: str) -> tuple[Element, ...]:
         return tuple(element(signed) for part in values(SPACING.sub(" ", text)) for signed in both_signs(part))
     except (Unread, ArithmeticError, ValueError, RecursionError):
         return ()
-
-
-def both_signs(text: str) -> tuple[str, ...]:
-    r"""1 \pm 2 is 1 + 2 and 1 - 2."""
-    return (PLUS_MINUS.sub("+", text), PLUS_MINUS.sub("-", text)) if len(PLUS_MINUS.findall(text)) == 1 else (text,)
 
 
 def element(text: str) -> Element:

@@ -23,6 +23,7 @@ COUNTED = re.compile(rf"((?:\\\$)?{SIGN}\d[\d.,]*)\s+({WORD}(?: [A-Za-z]{{3,}}){
 IN_UNITS = re.compile(  # 5.4 \text{ cents}, 15\mbox{ cm}^2
     rf"({SIGN}\d[\d.,]*)\s*\\(?:text|textrm|mathrm|mbox)\s*\{{[~\s]*([A-Za-z][A-Za-z. ]*)\}}(?:\s*\^\s*\{{?[23]\}}?)?"
 )
+PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 SHORT_FRACTION = re.compile(  # \frac65, \frac9{19}, and \frac\pi2, of which math-verify makes nonsense
     r"\\([dt]?frac)\s*(\d|\\pi(?![a-z]))\s*(?:(\d|\\pi(?![a-z]))|(?=\{))"
 )
@@ -181,3 +182,8 @@ def values(answer: str) -> list[str]:
             start = match.end()
     parts.append(text[start:])
     return [normalise(part) for part in parts if part.strip(" \\;~")]
+
+
+def both_signs(text: str) -> tuple[str, ...]:
+    r"""1 \pm 2 is 1 + 2 and 1 - 2."""
+    return (PLUS_MINUS.sub("+", text), PLUS_MINUS.sub("-", text)) if len(PLUS_MINUS.findall(text)) == 1 else (text,)

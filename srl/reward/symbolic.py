@@ -17,7 +17,7 @@ from sympy import Basic, E, Equality, Expr, Float, MatrixBase, N, Rational, S, S
 from sympy.core.function import AppliedUndef
 
 from srl.reward.refusals import too_explosive
-from srl.reward.spelling import values
+from srl.reward.spelling import both_signs, values
 from srl.trajectory import Outcome
 
 EXACT_TOLERANCE = 1e-12  # relative, between expressions without decimals
@@ -39,7 +39,7 @@ class InvalidGold(ValueError):
 def compare(answer: str, gold: str, error: float = 0.0) -> Outcome:
     """CORRECT, INCORRECT or UNPARSABLE for a normalised answer and gold. Raises InvalidGold; has no time limit of its own."""
     wanted = gold_values(gold)
-    found = values(answer)
+    found = each_value(answer)
     if len(found) == len(wanted) > 1:
         return compare_lists(found, wanted, error)
     readings, target = read(answer), read_gold_value(gold) if len(wanted) > 1 else wanted[0]
@@ -73,12 +73,17 @@ def same(readings: Readings, target: Readings, error: float) -> Outcome:
     return Outcome.UNPARSABLE if answer is None else Outcome.INCORRECT
 
 
+def each_value(text: str) -> list[str]:
+    r"""Of a list, and both of one with a sign of two, of which math-verify reads none in a fraction."""
+    return [signed for value in values(text) for signed in both_signs(value)]
+
+
 @lru_cache(maxsize=4096)
 def gold_values(gold: str) -> tuple[Readings, ...]:
     """The readings of each value of a normalised gold. Raises InvalidGold unless each has an expression."""
     if too_explosive(gold):
         raise InvalidGold(f"gold {gold[:200]!r} is too large to evaluate")
-    readings = tuple(read_gold_value(value) for value in values(gold))
+    readings = tuple(read_gold_value(value) for value in each_value(gold))
     if any(expression(reading) is None for reading in readings):
         whole = read_gold_value(gold)
         if expression(whole) is None:
