@@ -67,6 +67,12 @@ def rows(name: str) -> list[dict]:
     \text{June 20th}     | June 20
     \$15,000             | 15000
     \frac{25}{13}        | 1\frac{12}{13}
+    0.\overline{3}       | \frac{1}{3}
+    \frac{7}{6}          | 1.1\overline{6}
+    \langle 1, 2 \rangle | (1,2)
+    \varnothing          | \emptyset
+    \{\}                 | ∅
+    3 x 10^8             | 3e8
     2 3/4                | \frac{11}{4}
     2.75                 | 2 3/4
     -1 1/2               | -\frac{3}{2}
@@ -102,6 +108,11 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     x=6                        | 5
     x=0.33                     | \frac{1}{3}
     0.28                       | 28
+    \langle 1,2 \rangle        | 1.2
+    1.2                        | \langle 1,2\rangle
+    \langle 2,1\rangle         | \langle 1,2\rangle
+    0.\overline{3}             | 0.33
+    \{0\}                      | \varnothing
     2 3/4                      | \frac{5}{4}
     5/4                        | 2 3/4
     2 3/4                      | \frac{23}{4}

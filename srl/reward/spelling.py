@@ -12,7 +12,7 @@ GROUPED_ARGUMENT = re.compile(r"(?<!\\)\{\d{1,3}(?:,\d{3})+\}")  # the 5,525 of 
 DECIMAL_COMMA = re.compile(rf"({SIGN}\d+),(\d+)")
 E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 EXPONENT = rf"\s*10\s*\^\s*(?P<exponent>\{{\s*{SIGN}\d{{1,4}}\s*\}}|{SIGN}\d{{1,4}})"
-TIMES = r"\s*(?:\\times|\\cdot|\\ast|\*)"
+TIMES = r"\s*(?:\\times|\\cdot|\\ast|\*|x)"
 SCIENTIFIC = re.compile(rf"(?P<mantissa>{SIGN}(?:\d+\.?\d*|\.\d+))(?:{TIMES}{EXPONENT})?")
 POWER_OF_TEN = re.compile(rf"(?P<sign>{SIGN}){EXPONENT}")
 INTEGER = re.compile(rf"{SIGN}\d+")
@@ -29,6 +29,7 @@ SHORT_FRACTION = re.compile(  # \frac65, \frac9{19}, and \frac\pi2, of which mat
 )
 WHOLE_AND_PART = re.compile(r"(?<![\w.,/^}])(?<!\d )(\d+) ([1-9]\d*)/(\d+)(?![\d./])")  # 2 3/4: math-verify makes 5/4 of it
 MIXED = re.compile(rf"^({SIGN})(\d+)\s*\\[dt]?frac\s*\{{\s*([1-9]\d*)\s*\}}\s*\{{\s*(\d+)\s*\}}(?=\s*(?:\\?%)?$)")
+REPEATING = re.compile(rf"({SIGN})(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{{\s*(\d+)\s*\}}|(\d))")  # 0.1\overline{6}
 SHORT_ROOT = re.compile(r"\\sqrt\s*(\d)(?![\d.])")  # \sqrt2
 NOT_A_UNIT = re.compile(  # words that change the number before them
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"
@@ -47,7 +48,7 @@ ELLIPSIS = re.compile(r"\\[lcd]?dots(?:[cbmio](?![a-z]))?|\.\.\.|…")
 DOTS = re.compile(rf"(?:{ELLIPSIS.pattern})\s*")
 MATH_SIGNS = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le "}
-    | {"≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "°": r"^{\circ}", "√": r"\sqrt ", "±": r"\pm ", "\u200b": ""}
+    | {"∅": r"\emptyset ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "°": r"^{\circ}", "√": r"\sqrt ", "±": r"\pm ", "\u200b": ""}
 )
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
@@ -72,6 +73,8 @@ def normalise(answer: str) -> str:
         text = MIXED.sub(improper, WHOLE_AND_PART.sub(with_fraction, text))
     text = SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
+    text = text.replace(r"\langle", "(").replace(r"\rangle", ")")  # \langle 1,2 \rangle is 1.2 to math-verify
+    text = re.sub(r"\\varnothing(?![a-z])", r"\\emptyset", text)
     text = EULER_SUBSCRIPT.sub(r"\\mathcal{\1}_", SUBSCRIPT.sub(r"_{\1}", text))
     text = BARE_POWER.sub(r"^{\1}", text.replace("np.arc", r"\arc"))
     text = re.sub(r"(?<=\d)\.(?=/)", "", text)
@@ -90,6 +93,8 @@ def plain_spelling(text: str) -> str:
     counted = COUNTED.fullmatch(text) or IN_UNITS.fullmatch(text)
     if counted and not NOT_A_UNIT.search(counted[2]):
         text = counted[1].rstrip(".,")
+    if repeating := REPEATING.fullmatch(text):
+        return as_fraction(*repeating.groups(default=""))
     bare = DEGREES.sub("", text)
     if SCIENTIFIC.fullmatch(bare) or GROUPED.fullmatch(bare):
         text = bare
@@ -106,6 +111,13 @@ def improper(match: re.Match[str]) -> str:
     r"""A mixed number as one fraction: of 66\frac{2}{3}\% math-verify reads nothing but the part."""
     sign, (whole, part, parts) = match[1], map(int, match.groups()[1:])
     return rf"{sign}\frac{{{whole * parts + part}}}{{{parts}}}" if part < parts else match.group()
+
+
+def as_fraction(sign: str, whole: str, decimals: str, period: str, digit: str) -> str:
+    """0.1666... is (16 - 1) / 90."""
+    before, period = whole + decimals, period or digit
+    numerator = int(before + period) - int(before or "0")
+    return rf"{sign}\frac{{{numerator}}}{{{'9' * len(period)}{'0' * len(decimals)}}}"
 
 
 def compact(answer: str) -> str:
