@@ -43,7 +43,7 @@ def test_answers_are_lists_of_elements(text: str, expected: list[tuple]) -> None
         "1,234",
         "(1,234)",
         "x=1=1",
-        r"5 \text{ million}",
+        r"5 \text{ dozen}",
         r"\pm 3 \pm 4",
         r"(1,2) \cup x",
         "1:0",

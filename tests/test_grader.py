@@ -68,6 +68,9 @@ def rows(name: str) -> list[dict]:
     \$15,000             | 15000
     \frac{25}{13}        | 1\frac{12}{13}
     0.\overline{3}       | \frac{1}{3}
+    2.5 million          | 2500000
+    5,000,000            | 5\text{ million}
+    \$15{,}000           | \$15 \text{ thousand}
     \frac{7}{6}          | 1.1\overline{6}
     \langle 1, 2 \rangle | (1,2)
     \varnothing          | \emptyset
@@ -108,6 +111,9 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     x=6                        | 5
     x=0.33                     | \frac{1}{3}
     0.28                       | 28
+    5 \text{ million}          | 5
+    5                          | 5 \text{ million}
+    4 factorial                | 4
     \langle 1,2 \rangle        | 1.2
     1.2                        | \langle 1,2\rangle
     \langle 2,1\rangle         | \langle 1,2\rangle

@@ -20,6 +20,11 @@ FRACTION = re.compile(rf"({SIGN})(?:\\[dt]?frac\s*\{{\s*({SIGN}\d+)\s*\}}\s*\{{\
 
 WORD = r"(?:square |cubic )?[A-Za-z]{3,}"
 COUNTED = re.compile(rf"((?:\\\$)?{SIGN}\d[\d.,]*)\s+({WORD}(?: [A-Za-z]{{3,}}){{0,2}})\.?")  # 3 hours, 12 square units
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALED = re.compile(  # 5 million, \$1.5 \text{ billion dollars}
+    rf"((?:\\\$)?{SIGN}\d[\d,]*(?:\.\d+)?)(?:[\s~]|\\[ ,;])*(?:\\(?:text|textrm|mathrm|mbox)\s*\{{[~\s]*)?({'|'.join(SCALES)})"
+    rf"(\s+[A-Za-z]{{3,}})?\s*\}}?"
+)
 IN_UNITS = re.compile(  # 5.4 \text{ cents}, 15\mbox{ cm}^2
     rf"({SIGN}\d[\d.,]*)\s*\\(?:text|textrm|mathrm|mbox)\s*\{{[~\s]*([A-Za-z][A-Za-z. ]*)\}}(?:\s*\^\s*\{{?[23]\}}?)?"
 )
@@ -32,7 +37,8 @@ MIXED = re.compile(rf"^({SIGN})(\d+)\s*\\[dt]?frac\s*\{{\s*([1-9]\d*)\s*\}}\s*\{
 REPEATING = re.compile(rf"({SIGN})(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{{\s*(\d+)\s*\}}|(\d))")  # 0.1\overline{6}
 SHORT_ROOT = re.compile(r"\\sqrt\s*(\d)(?![\d.])")  # \sqrt2
 NOT_A_UNIT = re.compile(  # words that change the number before them
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|percent|per|mod|and|or|plus|minus|times|over|out|more|less|sqrt"
+    rf"\b(?:{'|'.join(SCALES)}|dozen|half|halves|thirds|fifths|tenths|squared|cubed|factorial|root|base|not|percent|per|mod"
+    r"|and|or|plus|minus|times|over|out|more|less|sqrt"
     r"|than|choose|sin|cos|tan|log|exp|pi|from|with)\b",
     re.IGNORECASE,
 )
@@ -48,7 +54,17 @@ ELLIPSIS = re.compile(r"\\[lcd]?dots(?:[cbmio](?![a-z]))?|\.\.\.|…")
 DOTS = re.compile(rf"(?:{ELLIPSIS.pattern})\s*")
 MATH_SIGNS = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le "}
-    | {"∅": r"\emptyset ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "°": r"^{\circ}", "√": r"\sqrt ", "±": r"\pm ", "\u200b": ""}
+    | {
+        "∅": r"\emptyset ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∈": r"\in ",
+        "°": r"^{\circ}",
+        "√": r"\sqrt ",
+        "±": r"\pm ",
+        "\u200b": "",
+    }
 )
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
@@ -90,6 +106,8 @@ def without_wrapping(text: str) -> str:
 
 def plain_spelling(text: str) -> str:
     """Of a number: without thousands separators, degrees, and the words that it counts. Other text stays as it is."""
+    if (scaled := SCALED.fullmatch(text)) and not NOT_A_UNIT.search(scaled[3] or ""):
+        return rf"{scaled[1].replace(',', '')} \times 10^{{{SCALES[scaled[2]]}}}"
     counted = COUNTED.fullmatch(text) or IN_UNITS.fullmatch(text)
     if counted and not NOT_A_UNIT.search(counted[2]):
         text = counted[1].rstrip(".,")
