@@ -190,6 +190,23 @@ def test_what_is_sampled_does_not_depend_on_which_request_finishes_first(chat, t
     assert all(row["seed"] == engine.seeds[name] for name, row in first.items())
 
 
+def test_every_step_is_sampled_as_the_settings_say(chat, tokenizer_folder):
+    config = load_config(None, [f"model.path={tokenizer_folder}", "rollout.top_p=0.9", "stage1.temperature=0.7"])
+    asked: dict[str, Sampling] = {}
+
+    async def generate(name, token_ids, sampling):
+        asked[name] = sampling
+        ids = [*chat.tokenizer(a0_right_verdicts_wrong(name), add_special_tokens=False).input_ids, chat.end_id]
+        return Completion(name, ids, [-0.5] * len(ids), False)
+
+    async def grade(request):
+        return RIGHT if request[1] == request[2] else WRONG
+
+    rows = asyncio.run(Sampler(config, chat, generate, grade, "").problem(Problem("p0", "Check", "10")))
+    assert {row["kind"] for row in rows} == {A, V, R} and asked.keys() == {row["id"] for row in rows}
+    assert {(sampling.temperature, sampling.top_p) for sampling in asked.values()} == {(0.7, 0.9)}
+
+
 def attempts_of(rows: dict) -> Counter:
     return Counter(row["prompt_id"] for row in rows.values() if row["kind"] == A)
 

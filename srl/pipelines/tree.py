@@ -203,7 +203,8 @@ class Sampler:
                 trajectory.turns.append(Turn(kind, []))
                 trajectory.stop_reason = StopReason.LENGTH
                 break
-            done = await self._completion(kind, trajectory.id, ids, Sampling(budget, temperature, seed))
+            sampling = Sampling(budget, temperature, seed, self.config.rollout.top_p)
+            done = await self._completion(kind, trajectory.id, ids, sampling)
             protocol.receive(trajectory, Sampled(kind, done.token_ids, done.logprobs, 0, done.finished_by_length))
             trajectory.stop_reason = StopReason.LENGTH if done.finished_by_length else StopReason.ANSWERED
         if kind is not TurnKind.VERDICT:
