@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from transformers import AutoTokenizer
 
 from srl.config import ConfigError, load_config
 from srl.learner.batch import weighted_example
@@ -45,6 +46,26 @@ def test_what_is_exported_and_imported_again_trains_the_same_tokens(chat, protoc
     again = demonstration(json.loads(json.dumps(record(ours))), chat)
     assert (again["token_ids"], again["weights"]) == (ours["token_ids"], ours["weights"])
     assert {key: again[key] for key in ("id", "prompt_id", "class")} == {key: ours[key] for key in ("id", "prompt_id", "class")}
+
+
+@pytest.fixture
+def two_ends(tokenizer_folder, tmp_path: Path) -> Chat:
+    """As Qwen's base models: the tokenizer's end token is not the one that its template puts after messages."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|endoftext|>"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", "'<|end|>'")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    return Chat(str(tmp_path), config().prompts)
+
+
+@pytest.mark.parametrize("protocol", ["long_chain", "two_turn"])
+@pytest.mark.parametrize("name", ["D1", "D3"])
+def test_also_where_the_template_has_an_end_token_of_its_own(two_ends, protocol, name):
+    assert len(two_ends.stop_ids) == 2
+    ours = row(name, two_ends, protocol)
+    again = demonstration(record(ours), two_ends)
+    assert (again["token_ids"], again["weights"]) == (ours["token_ids"], ours["weights"])
 
 
 def test_a_plain_conversation_trains_answers_and_their_end_tokens_and_nothing_else(chat):

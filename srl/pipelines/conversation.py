@@ -75,7 +75,8 @@ def pieces(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def demonstration(found: Mapping[str, Any], chat: Chat) -> Row:
     """A record as a row of demonstrations, tokenised with the model's own template.
 
-    The end token of an answer has the weight of its last piece. Raises ValueError for a record that is not a conversation.
+    Answers end with the tokenizer's end token, as in stage 1; it has the weight of their last piece. Raises ValueError for a
+    record that is not a conversation.
     """
     messages = found.get("messages")
     if not isinstance(messages, Sequence) or not messages or not all(map(is_message, messages)):
@@ -91,10 +92,10 @@ def demonstration(found: Mapping[str, Any], chat: Chat) -> Row:
             tokens = chat.encode(piece["text"])
             ids += tokens
             weights += [piece["weight"]] * len(tokens)
-        end, rest = (after[:1], after[1:]) if after and after[0] in chat.stop_ids else ([chat.end_id], after)
-        is_last = answer is answers[-1]
-        ids += end if is_last else end + rest
-        weights += [answer[-1]["weight"]] + [0.0] * (0 if is_last else len(rest))
+        # What follows the end token, which the template may have another of, as in `Chat.instruction`.
+        rest = [] if answer is answers[-1] else after[1:] if after[:1] == [chat.end_id] else after
+        ids += [chat.end_id, *rest]
+        weights += [answer[-1]["weight"]] + [0.0] * len(rest)
     question = next((m["content"] for m in messages if m["role"] == "user"), "")
     content = json.dumps([(m["role"], m["content"]) for m in messages])
     return {
