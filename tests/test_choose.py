@@ -220,3 +220,19 @@ def test_balance_does_not_depend_on_order():
     first = {ids[n] for n in balance(classes, ids, Stage1Config(), seed=0)}
     again = balance([classes[n] for n in order], [ids[n] for n in order], Stage1Config(), seed=0)
     assert first == {ids[order[n]] for n in again}
+
+
+@given(
+    st.tuples(*[st.integers(0, 60)] * 3),
+    st.integers(1, 40),
+    st.sampled_from([0.33, 0.5, 0.67]),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.sampled_from(["ift", "raft", "raft_plus"]),
+)
+def test_a_set_has_no_more_than_its_size_and_as_many_where_there_are_enough(found, size, share, c2c_share, recipe):
+    settings = {"size": size, "correct_share": share, "c2c_share": c2c_share, "recipe": recipe}
+    counts = kept(dict(zip(("D1", "D2", "D3"), found, strict=True)), **settings)
+    assert sum(counts.values()) <= size
+    assert sum(kept({"D1": 60, "D2": 60, "D3": 60}, **settings).values()) == size
+    if recipe == "ift":
+        assert abs(counts["D1"] - (1 - share) * sum(counts.values())) <= 0.5

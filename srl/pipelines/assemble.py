@@ -131,8 +131,9 @@ def counts_to_keep(found: dict[str, int], stage1: Stage1Config) -> dict[str, int
     if c2c_share < share:
         # D3 must fill what D2 may not.
         total = min(total, found["D3"] / (share - c2c_share))
-    c2c = min(found["D2"], int(c2c_share * total))
-    return {"D1": round(total * (1 - share)), "D2": c2c, "D3": round(total * share) - c2c}
+    total = int(total + 1e-9)  # 99.99... of a division is 100
+    wrong, c2c = round(total * (1 - share)), min(found["D2"], int(c2c_share * total))
+    return {"D1": wrong, "D2": c2c, "D3": total - wrong - c2c}
 
 
 class Assembler:
