@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
@@ -127,6 +128,28 @@ def test_exported_folders_come_back_with_their_splits(exported: Path, tokenizer_
 def test_others_can_read_the_datasets_folder(exported: Path):
     loaded = datasets.load_from_disk(str(exported / "set" / "datasets"))
     assert loaded["train"].num_rows == 6 and loaded["validation"][0]["messages"][0]["role"] == "user"
+
+
+def conversations(*answers: str) -> datasets.Dataset:
+    """Each asks for its answer."""
+    said = [[{"role": role, "content": answer} for role in ("user", "assistant")] for answer in answers]
+    return datasets.Dataset.from_list([{"messages": messages} for messages in said])
+
+
+def test_of_a_foreign_set_only_train_and_validation_are_taken(tmp_path: Path, tokenizer_folder):
+    settings = load_config(None, [f"model.path={tokenizer_folder}"])
+
+    def imported(**splits: datasets.Dataset) -> set[str]:
+        datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "set"))
+        import_records(settings, str(tmp_path / "set"), tmp_path / "d.parquet")
+        found = pq.read_table(tmp_path / "d.parquet", columns=["text", "split"]).to_pylist()
+        return {(row["text"].rpartition("<|assistant|>")[2].strip(), row["split"]) for row in found}
+
+    held_out, tests = conversations("20"), conversations("30")
+    assert imported(train=conversations("10"), validation=held_out, test=tests) == {("10", "train"), ("20", "validation")}
+    assert len(imported(all=conversations("10", "40"))) == 2
+    with pytest.raises(ConfigError, match="none of its splits train_sft, test_sft is called train"):
+        imported(train_sft=held_out, test_sft=tests)
 
 
 def test_a_foreign_file_is_split_by_problem_and_what_cannot_be_trained_is_counted(tmp_path: Path, tokenizer_folder):

@@ -149,9 +149,16 @@ def read_records(source: str) -> Iterator[tuple[str, str | None, Mapping[str, An
             for number, row in json_rows(file):
                 yield f"{file}, row {number}", file.stem, row
     else:
-        for split, rows in load_sets(source).items():
+        for split, rows in used_splits(source, load_sets(source)).items():
             for number, row in enumerate(rows, 1):
                 yield f"{source}, {split} row {number}", split if split in SPLITS else None, row
+
+
+def used_splits(source: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`train` and `validation`, of which the first must be there, or the only split: nobody trains on a `test` by accident."""
+    if len(found) > 1 and "train" not in found:
+        raise ConfigError(f"{source}: none of its splits {', '.join(found)} is called train; save that as a file or folder")
+    return {split: rows for split, rows in found.items() if split in SPLITS or len(found) == 1}
 
 
 def load_sets(source: str) -> Mapping[str, Any]:
