@@ -45,6 +45,23 @@ def test_overrides_are_read_as_yaml():
     assert config.task.test == {"math": "m.jsonl"} and config.prompts.joiner == "\n\n"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("{question} In a box.", "{question} In a box."),
+        ("{question}", "{question}"),
+        ("Solve: {question} #1", "Solve: {question} #1"),
+        ("Solve\n{question}", "Solve\n{question}"),
+        ("[1] {question}", "[1] {question}"),
+        ("'It''s {question}'", "It's {question}"),
+        ('"Solve\\n{question}"', "Solve\n{question}"),
+        ("'one' or 'two' {question}", "'one' or 'two' {question}"),
+    ],
+)
+def test_text_is_taken_as_it_is_or_without_its_quotes(value: str, text: str):
+    assert load_config(None, [f"prompts.question={value}"]).prompts.question == text
+
+
 def test_the_last_of_two_overrides_counts():
     assert load_config(None, ["rl.steps=1", "rl.steps=2"]).rl.steps == 2
 
@@ -62,7 +79,7 @@ def test_a_name_may_look_like_a_number_or_a_date(text: str, tmp_path: Path):
     RunDirectory(config).close()
     assert load_run(tmp_path / text, run[:1]) == config  # the file has it as text too
     assert load_config(None, ["name='1'"]).run.name == "1"
-    assert refused("run.name=[1]").startswith("run.name=[1]: Input should be a valid string")
+    assert refused("run.name=[1]").startswith("run.name='[1]': String should match pattern")
 
 
 @pytest.mark.parametrize(

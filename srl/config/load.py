@@ -1,6 +1,7 @@
 """The whole configuration: YAML and dotted overrides merged over the defaults, with errors that name the field."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,7 @@ def check_places(config: Config) -> None:
             )
 
 
+QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 SHORTHANDS = {"fresh": "run.fresh", "seed": "run.seed", "name": "run.name", "recipe": "run.recipe"}
 
 
@@ -197,18 +199,18 @@ def merge(data: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def parse_override(override: str) -> tuple[list[str], Any]:
-    """`section.key=value` -> (keys, value): what YAML reads, but the text as it is for a setting that is text."""
+    """`section.key=value` -> (keys, value): what YAML reads, but text for a setting that is text, as it is or without quotes."""
     key, equals, value = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r}: overrides are written section.key=value")
+    keys = SHORTHANDS.get(key, key).split(".")
+    # Such as name=2026-11-22 or prompts.question={question} #1, which are no text to YAML.
+    if is_text(keys) and not QUOTED.fullmatch(value):
+        return keys, value
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        return keys, yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
-    keys = SHORTHANDS.get(key, key).split(".")
-    if is_text(keys) and not isinstance(parsed, (str, list, dict)):
-        parsed = value  # such as name=1 or name=2026-11-22
-    return keys, parsed
 
 
 def is_text(keys: list[str]) -> bool:
