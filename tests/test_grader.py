@@ -142,6 +142,32 @@ def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str)
     assert grade(grader, answer, gold) is Outcome.INCORRECT
 
 
+@pytest.mark.parametrize("gold", [r"\textbf{(B)}\ 12", r"\mathrm{(B)} 12", r"\textbf{(B) }12", r"(\text{B})\quad 12", "(B) 12"])
+def test_of_a_choice_the_letter_or_the_value_is_enough(grader: Grader, gold: str) -> None:
+    assert grader.invalid_golds([gold]) == {}
+    for answer in ("B", "(B)", r"\text{(B)}", "12", "12.0", r"\textbf{(B)}\ 12"):
+        assert grade(grader, answer, gold) is Outcome.CORRECT, answer
+    for answer in ("C", r"\text{C}", "13", r"\textbf{(C)}\ 12", "A, B", r"\textbf{(B)} \text{ or } \textbf{(C)}", "12B"):
+        assert grade(grader, answer, gold) is not Outcome.CORRECT, answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        (r"\textbf{(C)}\ \frac{1}{2}", "0.5", True),
+        (r"\textbf{(C)}\ \frac{1}{3}", "0.5", False),
+        (r"\textbf{(B)}\ 12", "B", True),
+        (r"\text{None of these}", r"\textbf{(D)}\ \text{none of these}", True),
+        ("1+x^2", r"\textbf{(E)}\ x^2+1", True),
+        ("x^2-1", r"\textbf{(E)}\ x^2+1", False),
+        ("(A)(B)", "AB", True),
+        ("(A) x", "A x", True),
+    ],
+)
+def test_letter_and_value_are_compared_with_what_the_other_side_gives(grader, answer: str, gold: str, right: bool) -> None:
+    assert (grade(grader, answer, gold) is Outcome.CORRECT) is right
+
+
 def test_other_outcomes_keep_their_causes_apart(grader: Grader) -> None:
     assert grade(grader, None, "42") is Outcome.NO_ANSWER
     assert grade(grader, " $ ", "42") is Outcome.NO_ANSWER

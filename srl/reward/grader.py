@@ -7,9 +7,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from srl.config import RewardConfig
+from srl.reward.choice import by_choice, split_choice
 from srl.reward.compare import decide
 from srl.reward.gold import Gold, read_gold
 from srl.reward.pool import Comparison, WorkerPool
+from srl.reward.refusals import LONGEST_ANSWER
 from srl.reward.spelling import plain_fraction, plain_number, values, words
 from srl.trajectory import Outcome
 
@@ -73,9 +75,11 @@ class Grader:
         invalid, waiting = {}, {}
         for gold in dict.fromkeys(golds):
             try:
-                answer = gold_once(gold).answer
+                letter, answer = split_choice(gold_once(gold).answer)
             except ValueError as error:
                 invalid[gold] = str(error)
+                continue
+            if letter and not answer:
                 continue
             if words(answer) is None and any(plain_fraction(v) is plain_number(v) is None for v in values(answer)):
                 waiting[gold] = Comparison(None, answer)
@@ -117,6 +121,8 @@ def plain_grade(answer: str | None, gold: str) -> Grade | Comparison:
         read = gold_once(gold)
     except ValueError as error:
         return Grade(None, message=str(error))
+    if answer and len(answer) <= LONGEST_ANSWER:
+        answer, read = by_choice(answer, read)
     outcome, left = decide(answer, read)
     return Comparison(left, read.answer, read.error) if outcome is None else Grade(outcome)
 
