@@ -312,6 +312,13 @@ def test_samples_of_other_problems_or_another_model_are_refused(tmp_path: Path, 
         missing_blocks(tmp_path, {"block-00000.parquet": problems(count)}, weights)
 
 
+def test_samples_that_were_graded_by_other_golds_are_refused(tmp_path: Path):
+    write_block(some_rows(["p0"]), block_label(problems(1), ["abc"]), tmp_path / "block-00000.parquet")
+    corrected = [Problem(problem.prompt_id, problem.question, "11") for problem in problems(1)]
+    with pytest.raises(ConfigError, match="has other srl.problems than this run"):
+        missing_blocks(tmp_path, {"block-00000.parquet": corrected}, ["abc"])
+
+
 def test_row_groups_are_small_and_rows_of_a_problem_come_together(tmp_path: Path):
     names = [f"p{n}" for n in range(1000)]
     write_block(some_rows(names), {}, tmp_path / "b.parquet")

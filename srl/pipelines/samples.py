@@ -112,8 +112,9 @@ def blocks_of(problems: Sequence[Problem], size: int) -> dict[str, Sequence[Prob
 
 
 def block_label(problems: Sequence[Problem], weights: Sequence[str]) -> dict[bytes, bytes]:
-    """What a file of samples says of itself: which problems, in which order, and which models."""
-    names = hashlib.blake2b(json.dumps([problem.prompt_id for problem in problems]).encode(), digest_size=8).hexdigest()
+    """What a file of samples says of itself: which problems with which golds, in which order, and which models."""
+    said = json.dumps([(problem.prompt_id, problem.gold) for problem in problems])
+    names = hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
     return {b"srl.problems": names.encode(), b"srl.weights": " ".join(sorted(weights)).encode()}
 
 
