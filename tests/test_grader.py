@@ -68,6 +68,14 @@ def rows(name: str) -> list[dict]:
     \$15,000             | 15000
     \frac{25}{13}        | 1\frac{12}{13}
     0.\overline{3}       | \frac{1}{3}
+    \frac12 + \frac32 i  | \frac{1+3i}{2}
+    1 + 2 \cdot i        | 1+2i
+    z = 1 + 2 i          | z=1+2i
+    z = 1 + 2 i          | 1+2i
+    x + 2 i y            | x+2iy
+    \sqrt{2}e^{i\pi/4}   | 1+i
+    (1, 2 i)             | (1,2i)
+    1 \leq i \le 5       | 1 \le i \le 5
     2.5 million          | 2500000
     5,000,000            | 5\text{ million}
     \$15{,}000           | \$15 \text{ thousand}
@@ -111,6 +119,11 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     x=6                        | 5
     x=0.33                     | \frac{1}{3}
     0.28                       | 28
+    B                          | \text{B,C}
+    A, B, C                    | \text{B,C}
+    \frac12 - \frac32 i        | \frac{1+3i}{2}
+    5 i                        | 5
+    i                          | -i
     5 \text{ million}          | 5
     5                          | 5 \text{ million}
     4 factorial                | 4

@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import parse, verify
-from sympy import Basic, E, Equality, Expr, Float, MatrixBase, N, Rational, S, Symbol, UnevaluatedExpr
+from sympy import Basic, E, Equality, Expr, Float, I, MatrixBase, N, Rational, S, Symbol, UnevaluatedExpr
 from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 from srl.reward.refusals import too_explosive
 from srl.reward.spelling import both_signs, values
@@ -103,7 +104,24 @@ def read_gold_value(value: str) -> Readings:
 def read(text: str) -> Readings:
     """math-verify keeps only the first number of bare LaTeX, so both sides go into a box."""
     text = LAST_LETTER.sub(r"\1 {\2}", text)
-    return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True))
+    return tuple(map(with_imaginary_unit, parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)))
+
+
+def with_imaginary_unit(reading: Any) -> Any:
+    """math-verify takes i for a symbol, and all symbols of 2 i x, but not those of 2ix, for others than it knows elsewhere."""
+    symbols = [symbol for symbol in getattr(reading, "free_symbols", ()) if symbol.name == "i" or symbol.is_real is False]
+    if not symbols:
+        return reading
+    real = {symbol: Symbol(symbol.name, real=True) for symbol in symbols}
+    complex_ = real | {symbol: I for symbol in symbols if symbol.name == "i"}
+    try:
+        if isinstance(reading, Equality):
+            return Equality(reading.lhs.subs(complex_), reading.rhs.subs(complex_), evaluate=False)
+        if not reading.has(Relational):
+            return reading.subs(complex_)
+    except (TypeError, ValueError):  # an end of an interval is real
+        pass
+    return reading.subs(real)
 
 
 def expression(readings: Readings) -> Any | None:
