@@ -68,6 +68,9 @@ def rows(name: str) -> list[dict]:
     \$15,000             | 15000
     \frac{25}{13}        | 1\frac{12}{13}
     0.\overline{3}       | \frac{1}{3}
+    \big( 1, 2 \big)     | (1,2)
+    C, B                 | \text{B,C}
+    \text{B and C}       | \text{B, C}
     \frac12 + \frac32 i  | \frac{1+3i}{2}
     1 + 2 \cdot i        | 1+2i
     z = 1 + 2 i          | z=1+2i

@@ -76,6 +76,8 @@ def test_nothing_written_by_a_model_raises(text: str) -> None:
         (r"\overline{12}", r"\overline{12}"),
         (r"\left\langle 1, 2 \right\rangle", r"\left( 1, 2 \right)"),
         (r"\varnothing", r"\emptyset"),
+        (r"\Bigl(1,2\Bigr)", "(1,2)"),
+        (r"\bigcup A", r"\bigcup A"),
         ("-2 3/4", r"-\frac{11}{4}"),
         ("(1 1/2, 3)", r"(1\frac{1}{2}, 3)"),
         ("1 000/3", "1 000/3"),

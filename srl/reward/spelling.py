@@ -45,6 +45,7 @@ NOT_A_UNIT = re.compile(  # words that change the number before them
 IN_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 CLOCK = re.compile(r"0?(\d{1,2}:\d\d(?::\d\d)?)\s*([ap])\.?\s*m\.?", re.IGNORECASE)  # 4:30 p.m.
 MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+CHOICES = re.compile(r"[A-H](?:\)?(?:, ?and |, ?| and )\(?[A-H])+")  # A, C and D
 DATE = re.compile(rf"({MONTH}) (\d{{1,2}})(?:st|nd|rd|th)?", re.IGNORECASE)  # June 20, June 20th
 DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))$")
 SUBSCRIPT = re.compile(r"_\{\s*\\(max|min|sup|inf|odot|oplus|star)\s*\}")
@@ -78,7 +79,7 @@ def normalise(answer: str) -> str:
     would see Euler's number, as `4.5 \times 10^{33}`, `1./3`, which it cannot read, as `1/3`, and `\text{025}` as `025`.
     """
     text = RAISED_RUN.sub(lambda match: "^{" + match.group().translate(RAISED) + "}", answer).translate(MATH_SIGNS)
-    text = re.sub(r"\\!\s*|\\displaystyle(?![a-z])", "", text)
+    text = re.sub(r"\\!\s*|\\displaystyle(?![a-z])|\\[bB]igg?[lrm]?(?![A-Za-z])", "", text)
     text = without_wrapping(" ".join(re.sub(r"(?<!\\)\$", "", text).split()))
     if (wrapped := IN_TEXT.fullmatch(text)) and re.search(r"\d", wrapped[1]):
         text = without_wrapping(wrapped[1].strip())
@@ -183,7 +184,7 @@ def is_integer(answer: str) -> bool:
 
 
 def words(answer: str) -> str | None:
-    r"""Lower-case words of an answer that is nothing but `\text{words}`, the letter of a choice, `\text{(E)}`, a date or a time.
+    r"""Lower-case words of an answer that is nothing but `\text{words}`, letters of choices, `\text{(E)}`, a date or a time.
 
     None for all others; other single letters are variables.
     """
@@ -194,6 +195,8 @@ def words(answer: str) -> str | None:
         return f"{date[1].lower()} {int(date[2])}"
     match = IN_TEXT.fullmatch(answer)
     inner = " ".join((match[1] if match else "").split()).strip(" .()")
+    if CHOICES.fullmatch(inner):
+        return ", ".join(sorted(re.findall(r"\b[A-H]\b", inner))).lower()
     return inner.lower() if re.fullmatch(r"[A-H]|[A-Za-z][A-Za-z' -]+", inner) else None
 
 
