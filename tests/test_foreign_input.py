@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from srl.config import ConfigError
 from srl.learner.model import VALUE_HEAD, check_start_model
 from srl.pipelines.samples import SCHEMA, check_samples, write_block
 from srl.protocols.chat import Chat, model_folder
@@ -17,12 +18,17 @@ from tests.test_bad_input import broken_model, refused
 BLOCK = "block-00000.parquet"
 
 
+def samples_of(problem: str, chat: Chat) -> list[dict]:
+    own = {"logprobs": [], "seed": 0, "temperature": 1.0, "weights": "w", "prompt_id": problem}
+    named = [{name: row[name] and problem + row[name][1:] for name in ("id", "parent")} for row in path("D1", chat)]
+    return [row | own | names for row, names in zip(path("D1", chat), named, strict=True)]
+
+
 def samples(folder: Path, chat: Chat) -> Path:
     """A folder of two files as stage 1 writes them."""
     folder.mkdir(exist_ok=True)
     for number in range(2):
-        rows = [{**row, "logprobs": [], "seed": 0, "temperature": 1.0, "weights": "w"} for row in path("D1", chat)]
-        write_block(rows, {}, folder / f"block-{number:05d}.parquet")
+        write_block(samples_of(f"p{number}", chat), {}, folder / f"block-{number:05d}.parquet")
     return folder
 
 
@@ -65,6 +71,16 @@ def test_samples_that_stage_1_did_not_write(
     spoil(folder / BLOCK)
     said = refused(tmp_path, capfd, *more, f"stage1.samples={folder}")
     assert said.startswith(f"srl: stage1.samples={folder}: {folder / BLOCK}: ") and message in said
+
+
+def test_samples_of_two_runs_in_one_folder_are_refused(tmp_path: Path, chat: Chat):
+    folder = samples(tmp_path, chat)
+    write_block(samples_of("p1", chat), {}, folder / "block-00002.parquet")
+    with pytest.raises(ConfigError, match=r"block-00002\.parquet: samples of problem p1 stand in block-00001\.parquet too"):
+        check_samples(folder, ["id", "prompt_id"])
+    write_block([*samples_of("p2", chat), *samples_of("p3", chat), *samples_of("p2", chat)], {}, folder / "block-00002.parquet")
+    with pytest.raises(ConfigError, match="samples of problem p2 stand in two places"):
+        check_samples(folder, ["id", "prompt_id"])
 
 
 def test_samples_of_another_writer_may_be_wider_and_have_more_columns(tmp_path: Path, chat: Chat):

@@ -159,8 +159,9 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def check_samples(folder: Path, columns: Sequence[str]) -> list[Path]:
-    """As `sample_files`. Raises ConfigError naming the first file that is not Parquet or lacks rows or one of these columns."""
-    files = sample_files(folder)
+    """As `sample_files`. Raises ConfigError naming the first file that is not Parquet or lacks rows or one of these columns, or
+    that has a problem again."""
+    files, places = sample_files(folder), {}
     for file in files:
         try:
             with pq.ParquetFile(file) as found:
@@ -176,7 +177,18 @@ def check_samples(folder: Path, columns: Sequence[str]) -> list[Path]:
         if not rows:
             raise ConfigError(f"{file}: no rows in it")
         check_words(file, [name for name in WORDS if name in columns])
+        check_once(file, places)
     return files
+
+
+def check_once(file: Path, places: dict[str, Path]) -> None:
+    """Raises ConfigError for a problem that was met before, and notes where these are: ids and caps are those of one run."""
+    prompts = pq.read_table(file, columns=["prompt_id"])["prompt_id"].cast(pa.string()).combine_chunks()
+    for prompt in pyarrow.compute.run_end_encode(prompts).values.to_pylist():
+        if prompt in places:
+            where = "in two places" if places[prompt] == file else f"in {places[prompt].name} too"
+            raise ConfigError(f"{file}: samples of problem {prompt} stand {where}; a folder holds those of one run")
+        places[prompt] = file
 
 
 def content(kind: pa.DataType) -> str:
