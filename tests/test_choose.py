@@ -89,6 +89,8 @@ def test_verdicts_of_an_attempt_must_agree_with_its_grade_as_often_as_asked():
     rows = family(0, True, ["correct", "correct", "wrong", None], [])
     assert chosen(rows, agreement=0.66)[0] == [("D3", ["p/a0", chosen(rows)[0][0][1][1]])]
     assert chosen(rows, agreement=0.67) == ([], {"correct attempt: too few of its verdicts agree": 1})
+    some = family(0, True, ["correct"] * 14 + ["wrong"] * 11, [])
+    assert len(chosen(some, agreement=0.56)[0]) == 1  # 0.56 * 25 is a little more than 14
 
 
 def test_without_c2c_an_attempt_that_could_be_d2_is_d3():

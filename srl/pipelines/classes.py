@@ -30,7 +30,7 @@ def candidates(attempt: Row, children: Mapping[str, Sequence[Row]], least_agreem
     side = "correct attempt" if attempt["outcome"] == Outcome.CORRECT else "wrong attempt"
     agreeing = [verdict for verdict in verdicts if verdict["accepted"]]
     told_wrong = [verdict for verdict in verdicts if verdict["verdict"] == Verdict.WRONG]
-    if verdicts and len(agreeing) < least_agreement * len(verdicts):
+    if verdicts and len(agreeing) / len(verdicts) < least_agreement:
         return [], f"{side}: too few of its verdicts agree"
     corrected = [
         [attempt, verdict, revision]
