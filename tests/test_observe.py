@@ -118,6 +118,19 @@ def test_every_line_of_a_run_is_json_from_its_first_on(tmp_path: Path, monkeypat
         assert [message(line) for line in lines] == [f"run tiny in {tmp_path}/tiny", "waiting for nodes"]
 
 
+def test_what_was_measured_of_a_model_before_it_had_learnt_all_is_measured_again(run: RunDirectory, monkeypatch):
+    """Stage 2 is stopped, its best policy so far evaluated, and then it goes on."""
+    performed: list[str] = []
+    monkeypatch.setattr(driver, "perform", lambda phase, *_: performed.append(phase))
+    run.file("checkpoints/rl").mkdir()
+    driver.perform_missing(("evaluate",), run, None, {})
+    assert performed == ["evaluate-base", "evaluate-rl"]
+    driver.perform_missing(("run",), run, None, {})
+    assert performed[2:] == ["sample", "assemble", "sft", "evaluate-ift", "rl", "evaluate-rl"]
+    driver.perform_missing(("run",), run, None, {})
+    assert len(performed) == 8 and list(run.done()) == ["evaluate-base", *performed[2:]]
+
+
 class FakeSink(ModuleType):
     """Records what wandb and mlflow would be called with."""
 

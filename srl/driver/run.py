@@ -38,6 +38,8 @@ COMMANDS = {
     "orm": ["orm"],
     "evaluate": ["evaluate-base", "evaluate-ift", "evaluate-rl"],
 }
+# A checkpoint can be measured before its training has ended; when that goes on, it was an earlier model's measurement.
+MEASURED = {"sft": "evaluate-ift", "rl": "evaluate-rl"}
 
 
 def run_phases(config: Config, *commands: str) -> RunDirectory:
@@ -83,6 +85,8 @@ def perform_missing(commands: Sequence[str], run: RunDirectory, session: Session
             continue
         say(f"[{index + 1}/{len(wanted)}] {phase}: {PHASES[phase]}")
         started = time.monotonic()
+        if phase in MEASURED:
+            run.undo(MEASURED[phase])
         with run.phase(phase):
             perform(phase, session, problems)
         shutil.rmtree(run.file(f"resume/{phase}"), ignore_errors=True)

@@ -119,8 +119,16 @@ class RunDirectory:
         self.moved = started = time.monotonic()
         yield
         seconds = round(time.monotonic() - started, 1)
-        write_text(self.file("state.json"), json.dumps({"phases": {**self.done(), name: seconds}}, indent=1))
+        self.write_done({**self.done(), name: seconds})
         self.record("phase", 0, name=name, seconds=seconds)
+
+    def undo(self, name: str) -> None:
+        """That phase counts as not done any more."""
+        if name in (done := self.done()):
+            self.write_done({other: seconds for other, seconds in done.items() if other != name})
+
+    def write_done(self, phases: Mapping[str, float]) -> None:
+        write_text(self.file("state.json"), json.dumps({"phases": phases}, indent=1))
 
     def record(self, phase: str, step: int, **values: Any) -> None:
         """One line of metrics; numbers also go to TensorBoard as `phase/name`, and to every listener."""
