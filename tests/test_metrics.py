@@ -213,3 +213,11 @@ def test_intervals_resample_problems_not_trajectories():
     assert 60 <= found["final"][0] <= 68 and 92 <= found["final"][1] <= 96
     assert found["turn1"] == found["final"] and found["delta"] == [0.0, 0.0]
     assert found["verdict_wrong"] is None
+
+
+@pytest.mark.parametrize("samples", [1, 40])
+def test_more_samples_of_the_same_problems_make_no_change_surer(samples: int):
+    """5 problems are gained by revising, 1 is lost, 3 stay: p = 2 (C(6,0) + C(6,1)) / 2^6, however often each is asked."""
+    turns = [(attempt(WRONG), revision(RIGHT))] * 5 + [(attempt(RIGHT), revision(WRONG))] + [(attempt(RIGHT),)] * 3
+    many = [trajectory(str(problem), *own) for problem, own in enumerate(turns) for _ in range(samples)]
+    assert metrics.summarise(many, method="m", benchmark="b", temperature=1.0, bootstrap=100)["mcnemar_p"] == 14 / 64

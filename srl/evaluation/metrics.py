@@ -27,8 +27,8 @@ def summarise(
     samples weighs more. `delta` = final - turn1 = i2c - c2i, exact before rounding. `verdict_correct` and `verdict_wrong`
     are the shares of right verdicts on correct and on wrong answers, None where there is no such verdict; `verdicts` has the
     rest of what follows from their counts. CL, CS and RSS: `confidence_critique`. `ci95` holds 95 % intervals by `bootstrap`
-    resamples of problems, `final_ci95` that of `final`; `mcnemar_p` tests turn 1 against final. Raises ValueError if the list is
-    empty.
+    resamples of problems, `final_ci95` that of `final`; `mcnemar_p` tests turn 1 against final (`changes_p`). Raises ValueError
+    if the list is empty.
     """
     if not trajectories:
         raise ValueError(f"no trajectories to summarise for method {method!r} on benchmark {benchmark!r}")
@@ -36,7 +36,8 @@ def summarise(
     counts = transition_counts(trajectories)
     i2c, c2i = counts[WRONG_RIGHT], counts[RIGHT_WRONG]
     verdicts = confusion(trajectories)
-    bounds = intervals(trajectories, bootstrap, seed)
+    by_problem = problem_counts(trajectories)
+    bounds = intervals(by_problem, bootstrap, seed)
     failures = sum(trajectory.stop_reason in FORMAT_FAILURES for trajectory in trajectories)
     return {
         "method": method,
@@ -56,7 +57,7 @@ def summarise(
         **confidence_critique(counts),
         "answer_change": percent(sum(map(answer_changed, trajectories)), total),
         "edit_ratio": mean_edit_ratio(trajectories),
-        "mcnemar_p": mcnemar(i2c, c2i),
+        "mcnemar_p": changes_p(by_problem),
         "ci95": bounds,
         "final_ci95": bounds["final"],
         "trajectories": total,
@@ -217,9 +218,16 @@ def problem_counts(trajectories: list[Trajectory]) -> np.ndarray:
     return np.stack([groups[key] for key in sorted(groups)])
 
 
-def intervals(trajectories: list[Trajectory], resamples: int, seed: int) -> dict[str, list[float] | None]:
-    """95 % intervals of the row's shares; None where a resample has nothing to divide by."""
-    sums = dict(zip(COUNTED, bootstrap(problem_counts(trajectories), resamples, seed).T, strict=True))
+def changes_p(counts: np.ndarray) -> float:
+    """Of `problem_counts`: exact p of as many problems gaining as losing by what comes after turn 1. With one trajectory per
+    problem McNemar's test; with several, which are not independent, the sign test over problems."""
+    net = counts[:, COUNTED.index("gained")] - counts[:, COUNTED.index("lost")]
+    return mcnemar(int((net > 0).sum()), int((net < 0).sum()))
+
+
+def intervals(counts: np.ndarray, resamples: int, seed: int) -> dict[str, list[float] | None]:
+    """95 % intervals of the row's shares from `problem_counts`; None where a resample has nothing to divide by."""
+    sums = dict(zip(COUNTED, bootstrap(counts, resamples, seed).T, strict=True))
     total = sums["total"]
     return {
         "turn1": interval(ratio(sums["first"], total)),

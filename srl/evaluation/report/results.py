@@ -93,8 +93,9 @@ def results_section(run: RunFiles) -> str:
     )
     more = (
         "CL and CS: share of right (wrong) first attempts whose final answer is right; RSS: 0.5 when correcting changes nothing; "
-        "edit ratio: edit distance of first and last answer over their lengths, where there was a revision; p: McNemar's exact "
-        "test of turn 1 against final. Intervals: 95 %, bootstrap over problems."
+        "edit ratio: edit distance of first and last answer over their lengths, where there was a revision; p: turn 1 "
+        "against final, McNemar's exact test (with several samples per problem, the sign test over problems). Intervals: 95 %, "
+        "bootstrap over problems."
     )
     main = table(
         ["method"] + [heading for heading, _ in COLUMNS.values()], [cells(row, COLUMNS) for row in run.rows], kind="wide"
