@@ -1,6 +1,7 @@
 """Evaluation without an engine: what is kept, what continues, and what unusable output becomes."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from srl.evaluation.cell import Cell
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.action import Sampled
 from srl.protocols.receive import append_chain, chain_end
-from srl.tasks.problems import Problem, to_problem
+from srl.tasks.problems import Problem, place_of, to_problem
 from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind
 
 PROBLEMS = [to_problem(f"What is {number}?", str(number)) for number in range(20)]
@@ -206,24 +207,102 @@ def test_what_workers_failed_on_counts_as_wrong_and_is_asked_again(tmp_path: Pat
 
 def test_methods_of_a_run_use_its_checkpoints_and_protocols(tmp_path: Path):
     session = Answering(config_in(tmp_path), often_right)
-    rows = [evaluate(session, method, "b", PROBLEMS[:4], quietly) for method in ("base", "intrinsic", "ift")]
+    rows = [evaluate(session, method, "chains", PROBLEMS[:4], quietly) for method in ("base", "intrinsic", "ift")]
     assert [row["protocol"] for row in rows] == ["prompted", "intrinsic", "long_chain"]
     assert rows[0]["model"] == "base" and rows[2]["model"].endswith("checkpoints/ift")
+
+
+def questions(config: Config, names: dict[str, str]) -> models.Questions:
+    return models.Questions(config, dict.fromkeys(names, "folder"), {}, names, "orm", {}, {"b": ""})
 
 
 def test_names_of_methods_say_what_differs_from_the_rows_of_the_run(tmp_path: Path):
     config = config_in(tmp_path)
 
     def named(model: str, protocol: str, **changes) -> str:
-        return models.cell_of(models.Asked(model, protocol, **changes), "folder", "b", config).method
+        return models.cell_of(models.Asked(model, protocol, **changes), "b", questions(config, {model: model})).method
 
     assert named("base", "prompted") == "base" and named("base", "intrinsic") == "intrinsic"
     assert named("rl", "long_chain") == "rl" and named("rl", "intrinsic") == "rl, intrinsic"
-    assert named("/models/mine", "long_chain", temperature=0.0) == "mine, greedy"
-    assert named("/models/mine", "long_chain", samples=4) == "mine, 4 samples"
+    assert named("mine", "long_chain", temperature=0.0) == "mine, greedy"
+    assert named("mine", "long_chain", samples=4) == "mine, 4 samples"
+    assert named("mine", "judged_chain") == "mine, judged_chain, judge orm"
     with pytest.raises(ConfigError, match="4 samples at temperature 0 are 4 times the same"):
-        named("/models/mine", "long_chain", temperature=0.0, samples=4)
+        named("mine", "long_chain", temperature=0.0, samples=4)
     assert named("base", "prompted", temperature=0.7, seed=3) == "base, T 0.7, seed 3"
+
+
+def test_models_of_one_folder_name_have_rows_of_their_own():
+    """In one call and in calls one after the other; the run's own models keep their names."""
+    run = Path("/runs/this")
+    sources = {"rl": "/runs/this/checkpoints/rl", "old": "/runs/old/checkpoints/rl", "a": "/a/checkpoint-9"}
+    sources |= {"b": "/b/checkpoint-9", "hub": "owner/name", "reserved": "/models/base"}
+    names = models.model_names(sources, run, [])
+    assert names == {"rl": "rl", "old": "old rl", "a": "checkpoint-9", "b": "b/checkpoint-9", "hub": "name",
+                     "reserved": "models/base"}  # fmt: skip
+    rows = [{"method": f"{names[name]}, greedy", "model": source} for name, source in sources.items()]
+    assert models.model_names(sources, run, rows) == names
+    assert models.model_names({"b": "/b/checkpoint-9"}, run, rows[2:3]) == {"b": "b/checkpoint-9"}
+    assert models.model_names({"mine": "/x/mine"}, run, rows) == {"mine": "mine"}
+
+
+def test_judges_of_one_folder_name_have_rows_of_their_own(tmp_path: Path):
+    rows = [{"method": "rl, judged_chain, judge orm, greedy", "judge": "/runs/this/checkpoints/orm"}]
+    for judge, name in (
+        ("/runs/this/checkpoints/orm", "orm"),
+        ("/runs/old/checkpoints/orm", "checkpoints/orm"),
+        ("served", "served"),
+    ):
+        assert models.judge_name(config_in(tmp_path, f"protocol.judge={judge}"), rows) == name
+
+
+def test_a_judge_that_nobody_asks_is_refused(tmp_path: Path):
+    (tmp_path / "tiny" / "checkpoints" / "orm").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="--judge orm: prompted asks no judge; --protocol judged_chain does"):
+        models.evaluate_models(config_in(tmp_path), [models.Asked("base")], judge="orm")
+
+
+def problems_file(file: Path, *questions: str) -> str:
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text("".join(json.dumps({"problem": question, "answer": "7"}) + "\n" for question in questions))
+    return str(file)
+
+
+def test_benchmarks_of_one_file_name_have_rows_of_their_own(tmp_path: Path):
+    own, a, b = (problems_file(tmp_path / name / "test.jsonl", f"{name}?") for name in ("own", "a", "b"))
+    config = config_in(tmp_path, "task.name=file", f"task.train={own}", f"task.test.test={own}")
+    problems, places = models.benchmarks_of([own, a, b, "test"], config, [])
+    assert {title: [problem.question for problem in tests] for title, tests in problems.items()} == {
+        "test": ["own?"], "a/test": ["a?"], "b/test": ["b?"]
+    }  # fmt: skip
+    assert places == {"test": own, "a/test": a, "b/test": b}
+    chains = config_in(tmp_path)
+    assert list(models.benchmarks_of([a], chains, [])[0]) == ["test"]
+    assert list(models.benchmarks_of([a], chains, [{"benchmark": "test", "source": b}])[0]) == ["a/test"]
+    assert list(models.benchmarks_of([a], chains, [{"benchmark": "test", "source": a}])[0]) == ["test"]
+
+
+def test_sources_of_benchmarks_have_names_that_tell_them_apart(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = {
+        "math500": (["math500"], "math500"),
+        "math:train": (["math:train"], "math:train"),
+        "owner/data-v1.5": (["owner", "data-v1.5"], "owner/data-v1.5"),
+    }
+    assert {source: place_of(source) for source in expected} == expected
+    parts, place = place_of("minerva=data/minerva_math.jsonl")
+    assert (parts[-2:], place) == (["data", "minerva"], f"minerva={tmp_path}/data/minerva_math.jsonl")
+    parts, place = place_of("data/own.v2.jsonl")
+    assert (parts[-2:], place) == (["data", "own.v2"], f"{tmp_path}/data/own.v2.jsonl")
+
+
+def test_only_the_embedded_task_has_its_benchmark(tmp_path: Path):
+    own = problems_file(tmp_path / "own.jsonl", "own?")
+    config = config_in(tmp_path, "task.name=file", f"task.train={own}", f"task.test.own={own}")
+    with pytest.raises(ConfigError, match="chains: neither a file nor a hub dataset"):
+        models.benchmarks_of(["chains"], config, [])
+    assert list(models.benchmarks_of([], config, [])[0]) == ["own"]
+    assert list(models.benchmarks_of(["chains"], config_in(tmp_path), [])[0]) == ["chains"]
 
 
 def test_cells_that_differ_in_anything_have_folders_of_their_own():

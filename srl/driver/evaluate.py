@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from srl.config import Config
+from srl.driver.problems import places_of_tests
 from srl.driver.session import Session
 from srl.evaluation.cell import Cell, Trajectories, fingerprint
 from srl.evaluation.metrics import summarise
@@ -33,9 +34,8 @@ def evaluate(
     config = session.config
     model = str(session.run.file(f"checkpoints/{checkpoint}")) if checkpoint else session.base
     settings = config.evaluate
-    cell = Cell(
-        method, model, protocol or config.own_protocol, benchmark, settings.temperature, settings.samples, config.run.seed
-    )
+    asked = protocol or config.own_protocol, benchmark, settings.temperature, settings.samples, config.run.seed
+    cell = Cell(method, model, *asked, places_of_tests(config)[benchmark])
     return measure(session, cell, problems, progress)
 
 
@@ -102,7 +102,8 @@ def record(session: Session, cell: Cell, trajectories: list[Trajectory]) -> dict
     row = summarise(
         trajectories, method=cell.method, benchmark=cell.benchmark, temperature=cell.temperature, bootstrap=settings.bootstrap
     )
-    row |= {"model": cell.model, "protocol": cell.protocol, "samples": cell.samples, "seed": cell.seed}
+    row |= {"model": cell.model, "protocol": cell.protocol, "samples": cell.samples, "seed": cell.seed, "source": cell.source}
+    row |= {"judge": session.config.protocol.judge} if cell.protocol.startswith("judged") else {}
     row["evaluation"] = cell.slug()
     if cell.samples > 1:
         row["scaling"] = scaling(trajectories)

@@ -10,16 +10,17 @@ from srl.config import Config, ConfigError, read_yaml
 from srl.driver.check import check_engines
 from srl.driver.cluster import check_address, connect
 from srl.driver.evaluate import METHODS, complete, measure
-from srl.driver.problems import check_wording, load_task
+from srl.driver.problems import check_wording, load_tests, places_of_tests
 from srl.driver.session import Session
 from srl.evaluation.cell import Cell
+from srl.evaluation.names import shortest
 from srl.learner.model import check_model
 from srl.observe.progress import bar, say
-from srl.observe.run_directory import RunDirectory, check_directory
+from srl.observe.run_directory import RunDirectory, check_directory, read_json
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.judges import check_judge
-from srl.tasks.problems import Problem, load_problems
+from srl.tasks.problems import Problem, load_problems, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,19 @@ class Asked:
     problems: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is asked, with everything that has a name looked up; the first three dictionaries are by `Asked.model`."""
+
+    config: Config  # with the judge
+    sources: dict[str, str]  # folder or hub name
+    holders: dict[str, Config]  # whose engines hold it
+    names: dict[str, str]  # in the table
+    judge: str  # its name in the table
+    problems: dict[str, list[Problem]]  # by benchmark
+    places: dict[str, str]  # where these come from
+
+
 def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence[str] = (), judge: str = "") -> list[dict]:
     """A row for everything asked, in that order, on every benchmark (none: those of the run).
 
@@ -45,7 +59,8 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
     protocol.judge, is whom the protocols `judged` ask. Raises ConfigError for a model, benchmark, protocol or judge that is
     none, before any engine starts; starts none if all is there.
     """
-    heard, sources, holders, problems = checked(config, asked, benchmarks, judge)
+    questions = checked(config, asked, benchmarks, judge)
+    holders = questions.holders
     check_address(config)
     run, found = RunDirectory(config), {}
     try:
@@ -54,23 +69,18 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
                 those = [item for item in asked if holders[item.model].model.path == path]
                 session = Session(holders[those[0].model], run)
                 for item in those:
-                    for title, tests in problems.items():
-                        found[item, title] = told(
-                            session, cell_of(item, sources[item.model], title, heard), tests[: item.problems]
-                        )
+                    for title, tests in questions.problems.items():
+                        found[item, title] = told(session, cell_of(item, title, questions), tests[: item.problems])
                 session.stop_engines()
     finally:
         run.close()
         if ray.is_initialized():
             ray.shutdown()
-    return [found[item, title] for item in asked for title in problems]
+    return [found[item, title] for item in asked for title in questions.problems]
 
 
-def checked(
-    config: Config, asked: Sequence[Asked], benchmarks: Sequence[str], judge: str
-) -> tuple[Config, dict[str, str], dict[str, Config], dict[str, list[Problem]]]:
-    """The configuration with the judge; by model its folder or hub name, and the configuration whose engines hold it; problems
-    by benchmark. Raises ConfigError as `evaluate_models`; nothing is written, nothing starts."""
+def checked(config: Config, asked: Sequence[Asked], benchmarks: Sequence[str], judge: str) -> Questions:
+    """Raises ConfigError as `evaluate_models`; nothing is written, nothing starts."""
     path = RunDirectory.locate(config)
     if config.run.fresh:
         raise ConfigError(f"fresh=true would delete {path}, whose models and rows this command adds to")
@@ -81,12 +91,36 @@ def checked(
     engines = {own.model.path: own for own in holders.values()}.values()
     for own in engines:
         check_model(own, "model.path" if own is heard else "--model")
-    for item in asked:
-        check_protocol(item.protocol or default_protocol(item.model, config), holders[item.model])
-    problems = {name: tests for wanted in benchmarks or [""] for name, tests in benchmark(wanted, config).items()}
+    protocols = [item.protocol or default_protocol(item.model, config) for item in asked]
+    for item, protocol in zip(asked, protocols, strict=True):
+        check_protocol(protocol, holders[item.model])
+    if judge and not any(protocol.startswith("judged") for protocol in protocols):
+        raise ConfigError(f"--judge {judge}: {', '.join(dict.fromkeys(protocols))} asks no judge; --protocol judged_chain does")
+    rows = (read_json(path / "results.json") or {"rows": []})["rows"]
+    problems, places = benchmarks_of(benchmarks, config, rows)
     for own in engines:
         check_wording(own, (problem for tests in problems.values() for problem in tests))
-    return heard, sources, holders, problems
+    return Questions(heard, sources, holders, model_names(sources, path, rows), judge_name(heard, rows), problems, places)
+
+
+def model_names(sources: dict[str, str], run: Path, rows: Sequence[dict]) -> dict[str, str]:
+    """In the table: the run's own models by theirs, others by as much of their path as no other model's row begins with."""
+    own = {"base", "embedded", "intrinsic", *(checkpoint for checkpoint, _ in METHODS.values() if checkpoint)}
+    own |= {name for name, source in sources.items() if "/" not in name and source == str(run / "checkpoints" / name)}
+    taken = {row["method"].partition(", ")[0]: row.get("model", "") for row in rows} | {name: "" for name in own}
+    found = {}
+    for name, source in sources.items():
+        parts = list(Path(source).parts)
+        if parts[-2:-1] == ["checkpoints"]:  # of another run
+            parts[-3:] = [f"{parts[-3]} {parts[-1]}"]
+        found[name] = name if name in own else shortest([part for part in parts if part != "/"], source, taken)
+    return found
+
+
+def judge_name(config: Config, rows: Sequence[dict]) -> str:
+    judge = config.protocol.judge
+    taken = {row["method"].partition(", judge ")[2].partition(", ")[0]: row["judge"] for row in rows if "judge" in row}
+    return shortest([part for part in Path(judge).parts if part != "/"], judge, taken)
 
 
 def with_judge(config: Config, judge: str, run: Path) -> Config:
@@ -157,32 +191,37 @@ def check_protocol(name: str, config: Config) -> None:
     check_judge(name, config)
 
 
-def benchmark(name: str, config: Config) -> dict[str, list[Problem]]:
-    """Problems by benchmark: those of the configuration for "", one of them by name, else a file or a data set on the hub."""
-    keys = (config.task.question_key, config.task.answer_key)
-    if config.task.name == "file" and name in config.task.test:
-        tests = {name: load_problems(config.task.test[name], *keys, config.evaluate.problems)}
-    elif name in ("", "chains"):
-        return load_task(config)["test"]
-    else:
-        tests = {Path(name.rpartition("=")[2]).stem: load_problems(name, *keys, config.evaluate.problems)}
-    return tests
+def benchmarks_of(wanted: Sequence[str], config: Config, rows: Sequence[dict]) -> tuple[dict[str, list[Problem]], dict[str, str]]:
+    """Problems by benchmark, and where they come from: the run's own for none, by its name or its file; else a file or a data
+    set on the hub, by as much of its path as no other benchmark is called."""
+    own, task = places_of_tests(config), config.task
+    if not wanted:
+        return load_tests(config), own
+    taken = {row["benchmark"]: row["source"] for row in rows if "source" in row} | own
+    problems: dict[str, list[Problem]] = {}
+    for name in wanted:
+        if name in own:
+            problems[name] = load_tests(config, name)[name]
+            continue
+        title = shortest(*place_of(name), taken)
+        problems[title] = load_problems(name, task.question_key, task.answer_key, config.evaluate.problems)
+    return problems, {title: taken[title] for title in problems}
 
 
-def cell_of(asked: Asked, source: str, benchmark: str, config: Config) -> Cell:
+def cell_of(asked: Asked, benchmark: str, questions: Questions) -> Cell:
     """The method's name in the table says what differs from the run's own rows."""
+    config = questions.config
     name, settings = asked.model, config.evaluate
     protocol = asked.protocol or default_protocol(name, config)
     temperature = settings.temperature if asked.temperature is None else asked.temperature
     samples, seed = asked.samples or settings.samples, config.run.seed if asked.seed is None else asked.seed
     titles = {(checkpoint or "base", own or config.own_protocol): title for title, (checkpoint, own) in METHODS.items()}
-    model = Path(name).name if "/" in name else name
-    if Path(name).parent.name == "checkpoints":  # of another run
-        model = f"{Path(name).parents[1].name} {model}"
+    model = questions.names[name]
     words = [titles[name, protocol]] if (name, protocol) in titles else [model, protocol]
     words = [model] if words == [model, default_protocol(name, config)] else words
-    words += [f"judge {Path(config.protocol.judge).name}"] if protocol.startswith("judged") else []
+    words += [f"judge {questions.judge}"] if protocol.startswith("judged") else []
     words += [] if temperature == settings.temperature else ["greedy" if temperature == 0 else f"T {temperature:g}"]
     words += [] if samples == settings.samples else [f"{samples} samples"]
     words += [] if seed == config.run.seed else [f"seed {seed}"]
-    return Cell(", ".join(words), source, protocol, benchmark, temperature, samples, seed)
+    source, place = questions.sources[name], questions.places[benchmark]
+    return Cell(", ".join(words), source, protocol, benchmark, temperature, samples, seed, place)

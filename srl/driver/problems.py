@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from srl.config import Config, ConfigError
 from srl.protocols.chat import Chat, model_folder
-from srl.tasks.problems import Problem, chain_problems, load_problems
+from srl.tasks.problems import Problem, chain_problems, load_problems, place_of
 
 
 def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
@@ -20,7 +20,7 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
             "train": {"chains": chain_problems("train", wanted, task.seed, *steps)},
             "rl": {"chains": chain_problems("train", rl_prompts, task.seed + 1, *steps)},
             "validation": {"chains": chain_problems("validation", config.evaluate.validation_problems, task.seed, *steps)},
-            "test": {"chains": chain_problems("test", config.evaluate.problems, task.seed, *steps)},
+            "test": load_tests(config),
         }
     keys = (task.question_key, task.answer_key)
     held_out = config.evaluate.validation_problems
@@ -35,10 +35,24 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
         raise ConfigError(
             f"task.train={task.train} has {len(train)} problems, too few to hold out evaluate.validation_problems={held_out}"
         )
-    test = {}
-    for name, source in task.test.items():
-        test[name] = load_problems(source, *keys, config.evaluate.problems)
-    return {"train": {"train": train[:wanted]}, "rl": {"train": train}, "validation": {"validation": validation}, "test": test}
+    return {
+        "train": {"train": train[:wanted]}, "rl": {"train": train}, "validation": {"validation": validation},
+        "test": load_tests(config),
+    }  # fmt: skip
+
+
+def load_tests(config: Config, only: str = "") -> dict[str, list[Problem]]:
+    """The run's test problems by benchmark. Raises as `load_task`."""
+    task, most = config.task, config.evaluate.problems
+    if task.name == "chains":
+        return {"chains": chain_problems("test", most, task.seed, task.min_operations, task.max_operations)}
+    keys = (task.question_key, task.answer_key)
+    return {name: load_problems(source, *keys, most) for name, source in task.test.items() if only in ("", name)}
+
+
+def places_of_tests(config: Config) -> dict[str, str]:
+    """Where the run's benchmarks come from, by name; "" is made here."""
+    return {"chains": ""} if config.task.name == "chains" else {name: place_of(s)[1] for name, s in config.task.test.items()}
 
 
 def check_wording(config: Config, problems: Iterable[Problem]) -> None:

@@ -17,7 +17,7 @@ from srl.trajectory import Trajectory, from_record, to_record
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """`method` names it in the table; `model` is a folder or hub name."""
+    """`method` names it in the table; `model` is a folder or hub name; `source` says where the benchmark's problems are."""
 
     method: str
     model: str
@@ -26,6 +26,7 @@ class Cell:
     temperature: float
     samples: int
     seed: int
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.samples > 1 and self.temperature == 0:
@@ -34,7 +35,8 @@ class Cell:
     def slug(self) -> str:
         """A folder name, readable and distinct."""
         words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.method} {self.benchmark}").strip("-")
-        return f"{words[:60]}-{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]}"
+        what = {name: value for name, value in asdict(self).items() if name != "source"}  # files may move
+        return f"{words[:60]}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}"
 
 
 class Trajectories:

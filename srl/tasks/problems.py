@@ -130,6 +130,16 @@ def on_hub(source: str) -> bool:
     return Path(source).suffix not in SUFFIXES and not Path(source).exists()
 
 
+def place_of(source: str) -> tuple[list[str], str]:
+    """(what it can be called: the last of these, or more of the last; where it is: the source with a file's whole path)."""
+    name, _, file = source.partition("=")
+    known = name.partition(":")[0] in BENCHMARKS
+    if on_hub(source):
+        return source.split("/"), source
+    path = Path(file if known else source).absolute()
+    return [*path.parent.parts[1:], name if known else path.stem], f"{name}={path}" if known else str(path)
+
+
 def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers, from 1; in JSON lines the number of the line."""
     path = Path(source)
