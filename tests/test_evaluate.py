@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_changed_weights_or_wording_are_measured_anew(tmp_path: Path):
     again = Answering(config_in(tmp_path / "runs"), often_right)
     measure(again, asked, PROBLEMS, quietly)
     assert len(again.asked) == len(PROBLEMS)
+
+
+@pytest.mark.parametrize("changed", ["gold", "chat template"])
+def test_a_mended_gold_answer_or_chat_template_asks_what_it_concerns_again(changed: str, tmp_path: Path, monkeypatch):
+    row_of(tmp_path, lambda trajectory: SOLVED % trajectory.question.split()[-1][:-1])
+    problems = [*PROBLEMS[:19], Problem(PROBLEMS[19].prompt_id, PROBLEMS[19].question, "20")]
+    again = Answering(config_in(tmp_path), lambda trajectory: SOLVED % "20")
+    if changed == "gold":
+        assert (measure(again, cell(), problems, quietly)["final"], len(again.asked)) == (100.0, 1)
+    else:
+        put = again.new_trajectory
+        monkeypatch.setattr(again, "new_trajectory", lambda name, problem: replace(put(name, problem), prompt_token_ids=[1]))
+        assert (measure(again, cell(), PROBLEMS, quietly)["final"], len(again.asked)) == (0.0, 20)
+    assert models.complete(again, cell(), problems if changed == "gold" else PROBLEMS)
 
 
 UNUSABLE = {

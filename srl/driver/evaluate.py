@@ -47,7 +47,7 @@ def measure(session: Session, cell: Cell, problems: list[Problem], progress: Cal
     """
     store = kept(session, cell)
     found, names = store.read(), wanted(cell, problems)
-    missing = [(name, problem) for name, problem in names if name not in found]
+    missing = left(session, found, names)
     progress(len(names) - len(missing))
     if missing:
         session.use_weights(cell.model)
@@ -71,8 +71,20 @@ def wanted(cell: Cell, problems: list[Problem]) -> list[tuple[str, Problem]]:
 
 def complete(session: Session, cell: Cell, problems: list[Problem]) -> bool:
     """Whether nothing has to be sampled for the cell."""
-    found = kept(session, cell).read()
-    return all(name in found for name, _ in wanted(cell, problems))
+    return not left(session, kept(session, cell).read(), wanted(cell, problems))
+
+
+def left(session: Session, found: dict[str, Trajectory], wanted: list[tuple[str, Problem]]) -> list[tuple[str, Problem]]:
+    """What is not there, or only under another gold answer or prompt: a benchmark's file and a chat template may be mended."""
+    problems = {problem.prompt_id: problem for _, problem in wanted}
+    now = {prompt_id: session.new_trajectory("", problem) for prompt_id, problem in problems.items()}
+
+    def fits(name: str, prompt_id: str) -> bool:
+        there = found.get(name)
+        asked = now[prompt_id]
+        return there is not None and (there.gold, there.prompt_token_ids) == (asked.gold, asked.prompt_token_ids)
+
+    return [(name, problem) for name, problem in wanted if not fits(name, problem.prompt_id)]
 
 
 def sample(
