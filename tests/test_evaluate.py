@@ -12,6 +12,7 @@ from srl.config import Config, ConfigError, load_config
 from srl.driver import models
 from srl.driver.evaluate import evaluate, measure
 from srl.evaluation.cell import Cell
+from srl.evaluation.compare import align, paired_tests
 from srl.observe.run_directory import RunDirectory
 from srl.protocols.action import Sampled
 from srl.protocols.receive import append_chain, chain_end
@@ -139,6 +140,21 @@ def test_more_samples_or_problems_add_to_what_is_there(tmp_path: Path):
     row = more.run.rows()[0]
     assert (row["n"], row["trajectories"], row["samples"]) == (20, 40, 2)
     assert row["scaling"]["n"] == [1, 2] and row["scaling"]["maj"][0] == row["final"]
+
+
+def test_runs_are_compared_on_the_problems_of_their_rows(tmp_path: Path):
+    """Of 20 problems that were asked, the row is about ten: the others stay in its folder and in no test."""
+    for name in ("one", "two"):
+        rows = [row_of(tmp_path / name, problems=problems) for problems in (PROBLEMS, PROBLEMS[:10])]
+    directories = [tmp_path / name / "tiny" for name in ("one", "two")]
+    (test,) = paired_tests(directories, align([[rows[1]], [rows[1]]]))
+    assert test["problems"] == rows[1]["n"] == 10
+
+
+def test_a_row_that_is_measured_again_keeps_its_place(tmp_path: Path):
+    for method, problems in (("base", PROBLEMS[:5]), ("rl", PROBLEMS), ("base", PROBLEMS)):
+        row_of(tmp_path, problems=problems, asked=cell(method=method))
+    assert [(row["method"], row["n"]) for row in RunDirectory(config_in(tmp_path)).rows()] == [("base", 20), ("rl", 20)]
 
 
 def test_another_seed_is_another_cell_with_other_answers(tmp_path: Path):

@@ -55,6 +55,7 @@ def measure(session: Session, cell: Cell, problems: list[Problem], progress: Cal
         # What workers failed on says nothing of the model: it counts as wrong now and is asked again next time.
         store.add([trajectory for trajectory in block if trajectory.stop_reason is not StopReason.FAILED])
         found.update((trajectory.id, trajectory) for trajectory in block)
+    store.count(problem.prompt_id for problem in problems)
     return record(session, cell, [found[name] for name, _ in names])
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 
 from srl.config import ConfigError
 from srl.trajectory import Trajectory, from_record, to_record
+
+COUNTED = "problems.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Trajectories:
     """Graded trajectories of a cell in a folder of Parquet files, each written whole or not at all; keyed by id.
 
     They belong to one state of the model and the wording (`identity`): when that has changed, what an earlier evaluation left is
-    deleted. More samples or problems add to what is there.
+    deleted. More problems add to what is there.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -63,6 +66,17 @@ class Trajectories:
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist([to_record(item) for item in trajectories]), buffer, compression="zstd")
         replace(self.folder / f"{len(list(self.folder.glob('*.parquet'))):05}.parquet", buffer.getvalue().to_pybytes())
+
+    def count(self, problems: Iterable[str]) -> None:
+        """Remember the ids of the problems that the row is about: there may be trajectories of others."""
+        replace(self.folder / COUNTED, json.dumps(sorted(problems)).encode())
+
+
+def read_counted(folder: Path) -> dict[str, Trajectory]:
+    """The trajectories of a cell's row, by id; all of the folder where nothing says which."""
+    found, note = read_trajectories(folder), folder / COUNTED
+    problems = set(json.loads(note.read_text())) if note.is_file() else {item.prompt_id for item in found.values()}
+    return {name: trajectory for name, trajectory in found.items() if trajectory.prompt_id in problems}
 
 
 def read_trajectories(folder: Path) -> dict[str, Trajectory]:

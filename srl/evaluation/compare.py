@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srl.evaluation.cell import read_trajectories
+from srl.evaluation.cell import read_counted
 from srl.evaluation.intervals import compare_paired
 from srl.evaluation.metrics import right_by_problem
 
@@ -60,7 +60,7 @@ def compare_within(directory: Path, rows: Sequence[Row]) -> list[Row]:
 def problem_answers(directory: Path, row: Row | None) -> dict[str, tuple[int, int]]:
     if row is None or "evaluation" not in row:
         return {}
-    return right_by_problem(list(read_trajectories(directory / "evaluations" / row["evaluation"]).values()))
+    return right_by_problem(list(read_counted(directory / "evaluations" / row["evaluation"]).values()))
 
 
 def comparison_table(runs: Sequence[Sequence[Row]]) -> str:

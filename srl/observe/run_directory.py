@@ -142,9 +142,9 @@ class RunDirectory:
 
     def add_row(self, row: dict[str, Any], trajectories: list[dict[str, Any]]) -> None:
         """Put a row into results.json, in place of an earlier one of the same method and benchmark, and keep its samples."""
-        key = row["method"], row["benchmark"]
-        rows = [old for old in self.rows() if (old["method"], old["benchmark"]) != key]
-        write_text(self.file("results.json"), json.dumps({"schema": 1, "rows": [*rows, row]}, indent=1))
+        rows = {(old["method"], old["benchmark"]): old for old in self.rows()}
+        rows[row["method"], row["benchmark"]] = row
+        write_text(self.file("results.json"), json.dumps({"schema": 1, "rows": list(rows.values())}, indent=1))
         file = self.file("trajectories.jsonl")
         own = {"method": row["method"], "benchmark": row["benchmark"]}
         begin = json.dumps(own)[:-1] + ","  # as every line of theirs does
