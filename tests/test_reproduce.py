@@ -206,4 +206,7 @@ def test_figure_2_puts_answers_used_beside_accuracy():
     }  # fmt: skip
     text = figure_2([{"scaling": scaling}, {"scaling": scaling | {"maj": [60.0, 66.0]}}])
     assert "| 2 | 2.8 | 65.0 | 65.0 | 66.0 | 63.0 (1.2) | 58.0 |" in text
-    assert "At 200 tokens per problem: 70.0 with whole trajectories, 66.0" in text and "42.8 with 26.4" in text
+    assert (
+        "At 200 tokens per problem: 70.0 with 1.6 whole trajectories, 66.0 with 7.0 independent attempts." in text
+        and "42.8 with 26.4" in text
+    )

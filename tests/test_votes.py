@@ -7,6 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srl.evaluation.change import answer_changed, edit_distance, edit_ratio
+from srl.evaluation.report.results import matched_table
+from srl.evaluation.scaling import scaling
+from srl.evaluation.tables import figure_2
 from srl.evaluation.votes import (
     RIGHT,
     Answer,
@@ -166,6 +169,19 @@ def test_a_token_budget_buys_more_cheap_answers_than_dear_ones():
     dear = {"p": [Answer(answer.key, tokens=30) for answer in cheap["p"]]}
     assert accuracy_at_tokens(dear, 95)[2] == 3.0
     assert accuracy_at_tokens(cheap, 30, draws=400)[0] == pytest.approx(100 * majority(cheap["p"], 3), abs=6)
+
+
+def test_both_sides_can_spend_what_they_are_compared_at():
+    """A trajectory costs 12 tokens here and its attempt 2: eight attempts cost no more than 16, not two trajectories' 24."""
+    chain = [turn("attempt", "6"), turn("revision", "7", right=True, tokens=10)]
+    found = scaling([trajectory(f"{problem}/{index}", *chain, problem=problem) for problem in "pq" for index in range(8)])
+    assert [point["budget"] for point in found["matched"]] == [12.0, 16.0]
+    assert [point["independent"][1:] for point in found["matched"]] == [[12.0, 6.0], [16.0, 8.0]]  # tokens, attempts
+    assert all(point["self_rewarding"] == [100.0, 12.0, 1.0] for point in found["matched"])
+    few = scaling([trajectory(f"p/{index}", *chain) for index in range(4)])  # four attempts cost less than one trajectory
+    assert few["matched"] == [] and "too few" in figure_2([{"scaling": few}]) and "too few" in matched_table([{"scaling": few}])
+    alone = scaling([trajectory(f"p/{index}", turn("attempt", "7", right=True)) for index in range(4)])
+    assert [point["budget"] for point in alone["matched"]] == [2.0, 4.0, 8.0]
 
 
 def test_a_changed_answer_is_another_value_not_another_text():

@@ -25,8 +25,8 @@ def scaling(trajectories: list[Trajectory]) -> dict[str, Any]:
 
     `maj`, `best_of`, `weighted`: over final answers of whole trajectories, which use `answers` model answers and `tokens` tokens
     per problem. `independent`: majority over n first attempts. `early_stop`: trajectories one after the other until one is
-    verified, [accuracy, trajectories used]. `matched`: majority of what the same tokens buy, self-correcting and independent.
-    `oracle_by_turn`: p1@t1, p1@t2, ...; `m_by_turn`: m{N}@t1, m{N}@t2, ... with all N samples.
+    verified, [accuracy, trajectories used]. `matched`: majority of what the same tokens buy, self-correcting and independent
+    (`budgets`). `oracle_by_turn`: p1@t1, p1@t2, ...; `m_by_turn`: m{N}@t1, m{N}@t2, ... with all N samples.
     """
     final, first = final_answers(trajectories), first_answers(trajectories)
     samples = min(len(answers) for answers in final.values())
@@ -44,7 +44,7 @@ def scaling(trajectories: list[Trajectory]) -> dict[str, Any]:
         "weighted": curve(final, sizes, weighted_vote),
         "independent": curve(first, sizes, majority),
         "early_stop": [stopped(final, n) for n in sizes],
-        "matched": [matched(final, first, n * tokens) for n in sizes],
+        "matched": [matched(final, first, budget) for budget in budgets(sizes, tokens, first)],
         "oracle_by_turn": [share(oracle_at(trajectory, k) for trajectory in trajectories) for k in turns],
         "m_by_turn": [by_turn(trajectories, samples, k) for k in turns],
     }
@@ -57,6 +57,15 @@ def curve(groups: dict[str, list[Answer]], sizes: list[int], rule) -> list[float
 def stopped(groups: dict[str, list[Answer]], n: int) -> list[float]:
     pairs = [early_stop(answers, n) for answers in groups.values()]
     return [round(100 * sum(right for right, _ in pairs) / len(pairs), 2), round(sum(used for _, used in pairs) / len(pairs), 3)]
+
+
+def budgets(sizes: list[int], tokens: float, first: dict[str, list[Answer]]) -> list[float]:
+    """Tokens per problem that both sides can spend: those of n trajectories, up to all first attempts, which are cheaper.
+
+    None if all first attempts cost less than one trajectory.
+    """
+    most = sum(answer.tokens for answers in first.values() for answer in answers) / len(first)
+    return sorted({*(n * tokens for n in sizes if n * tokens < most), most}) if most >= tokens else []
 
 
 def matched(final: dict[str, list[Answer]], first: dict[str, list[Answer]], budget: float) -> dict[str, Any]:

@@ -95,14 +95,24 @@ def figure_2(rows: Sequence[dict[str, Any]]) -> str:
         right, stopped = (statistics.mean(one["early_stop"][place][side] for one in found) for side in (0, 1))
         *numbers, alone = (f"{number:.1f}" for number in numbers)
         table.append(line([str(n), f"{used:.1f}", *numbers, f"{right:.1f} ({stopped:.1f})", alone]))
-    points = [point for one in found for point in one["matched"][-1:]]
-    whole, apart, budget = (
-        statistics.mean(values)
-        for values in zip(*((p["self_rewarding"][0], p["independent"][0], p["budget"]) for p in points), strict=True)
-    )
-    equal = f"At {budget:.0f} tokens per problem: {whole:.1f} with whole trajectories, {apart:.1f} with independent attempts."
+    equal = equal_tokens([point for one in found for point in one["matched"][-1:]])
     paper = (
         f"The paper, MATH: {SELF_REWARDING_AT[1]} with {SELF_REWARDING_AT[0]} answers against {INDEPENDENT_AT[1]} with "
         f"{INDEPENDENT_AT[0]:.0f} independent ones; {SAMPLES_PER_TRAJECTORY['MATH']} answers per trajectory."
     )
     return "\n".join(["**Figure 2: majority vote against answers used, self-rewarding IFT**", "", *table, "", equal, paper])
+
+
+def equal_tokens(points: Sequence[dict[str, Any]]) -> str:
+    """The largest budget that both sides could spend, means over rows."""
+    if not points:
+        return "The samples are too few for a comparison at equal tokens."
+    whole, apart, budget = (
+        statistics.mean(values)
+        for values in zip(*((p["self_rewarding"][0], p["independent"][0], p["budget"]) for p in points), strict=True)
+    )
+    trajectories, attempts = (statistics.mean(p[side][2] for p in points) for side in ("self_rewarding", "independent"))
+    return (
+        f"At {budget:.0f} tokens per problem: {whole:.1f} with {trajectories:.1f} whole trajectories, {apart:.1f} with "
+        f"{attempts:.1f} independent attempts."
+    )

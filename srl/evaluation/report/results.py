@@ -196,18 +196,18 @@ def scaling_section(run: RunFiles) -> str:
 
 
 def matched_table(rows: list[dict[str, Any]]) -> str:
-    header = ["method", "tokens per problem", "self-rewarding", "samples", "independent", "samples", "gain"]
+    sides = {"self_rewarding": ["self-rewarding", "trajectories", "tokens"], "independent": ["independent", "attempts", "tokens"]}
     body = []
     for row in rows:
         for point in row["scaling"]["matched"]:
-            own, other = point["self_rewarding"], point["independent"]
-            numbers = [
-                number(own[0]),
-                number(own[2], ".2f"),
-                number(other[0]),
-                number(other[2], ".2f"),
-                number(own[0] - other[0], "+.1f"),
-            ]
-            body.append([name_cell(row), number(point["budget"], ",.0f"), *numbers])
-    note = "Majority of what the same number of sampled tokens pays for: whole trajectories, or first attempts alone."
-    return table(header, body, kind="wide") + f'<p class="note">{note}</p>\n'
+            numbers = [number(point["budget"], ",.0f")]
+            for side in sides:
+                right, tokens, samples = point[side]
+                numbers += [f"<b>{number(right)}</b>", number(samples, ".1f"), number(tokens, ",.0f")]
+            numbers.append(number(point["self_rewarding"][0] - point["independent"][0], "+.1f"))
+            body.append([name_cell(row), *numbers])
+    if not body:
+        return missing("The samples are too few for a comparison at equal tokens.")
+    note = "Majority of what so many sampled tokens pay for: whole trajectories, or first attempts alone, as far as those last."
+    header = ["method", "tokens per problem", *sides["self_rewarding"], *sides["independent"], "gain"]
+    return table(header, body, kind="wide") + missing(note)
