@@ -313,6 +313,15 @@ def test_benchmarks_of_one_file_name_have_rows_of_their_own(tmp_path: Path):
     assert list(models.benchmarks_of([a], chains, [{"benchmark": "test", "source": a}])[0]) == ["test"]
 
 
+def test_a_large_benchmark_is_asked_all_over_by_its_name_and_by_its_file(tmp_path: Path):
+    own = problems_file(tmp_path / "own.jsonl", *(f"{number}?" for number in range(100)))
+    config = config_in(tmp_path, "task.name=file", f"task.train={own}", f"task.test.own={own}", "evaluate.problems=30")
+    by_name = models.benchmarks_of(["own"], config, [])[0]["own"]
+    numbers = sorted(int(problem.question[:-1]) for problem in by_name)
+    assert len(numbers) == 30 and numbers[0] < 15 and numbers[-1] > 85
+    assert by_name == models.benchmarks_of([own], config_in(tmp_path, "evaluate.problems=30"), [])[0]["own"]
+
+
 def test_sources_of_benchmarks_have_names_that_tell_them_apart(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = {

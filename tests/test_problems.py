@@ -53,6 +53,28 @@ def test_a_question_that_occurs_again_is_dropped_and_limit_counts_the_rest(tmp_p
     assert [problem.question for problem in load_problems(source, "problem", "answer", limit=1)] == ["What is 1 + 1?"]
 
 
+def test_rows_left_out_for_their_question_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*ROWS, ROWS[0], ROWS[1], ROWS[0] | {"answer": "3"}]
+    source = write(tmp_path / "p.jsonl", rows)
+    assert [problem.gold for problem in load_problems(source, "problem", "answer")] == ["2", r"\frac{1}{2}"]
+    assert capsys.readouterr().out == (
+        f"{source}: left out 2 rows with a question that occurred before: 3, 4\n"
+        f"{source}: left out 1 rows with a question that occurred before with another answer: 5\n"
+    )
+
+
+def test_some_problems_of_a_sorted_benchmark_are_from_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is sorted by subject, as MATH is, whose first thousand problems are algebra."""
+    source = write(tmp_path / "p.jsonl", [{"problem": f"{'abcd'[i // 100]}{i}?", "answer": f"{i}"} for i in range(400)])
+    some = load_problems(source, "problem", "answer", 100, shuffled=True)
+    subjects = [problem.question[0] for problem in some]
+    assert len(some) == 100 and all(15 <= subjects.count(name) <= 35 for name in "abcd")  # sd of each count: 3.8
+    assert capsys.readouterr().out == f"{source}: 100 of its 400 problems, by chance\n"
+    assert some[:20] == load_problems(source, "problem", "answer", 20, shuffled=True)
+    every = load_problems(source, "problem", "answer", 400, shuffled=True)
+    assert set(every) == set(load_problems(source, "problem", "answer")) and every[:100] == some
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert refused(str(tmp_path / "none.jsonl")).endswith("none.jsonl: no such file")
 

@@ -6,7 +6,9 @@ from srl.config.section import Section
 
 
 class EvaluateConfig(Section):
-    problems: int = Field(1000, ge=1, description="Test problems per benchmark; fewer if the benchmark is smaller.")
+    problems: int = Field(
+        1000, ge=1, description="Test problems per benchmark: of a larger one so many by chance, all of a smaller one."
+    )
     validation_problems: int = Field(200, ge=1, description="Validation problems used during RL.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
     samples: int = Field(1, ge=1, description="Trajectories per test problem; above 1 rows also have majority votes.")

@@ -10,7 +10,7 @@ from srl.config import Config, ConfigError, read_yaml
 from srl.driver.check import check_engines
 from srl.driver.cluster import check_address, connect
 from srl.driver.evaluate import METHODS, complete, measure
-from srl.driver.problems import check_wording, load_tests, places_of_tests
+from srl.driver.problems import check_wording, load_benchmark, load_tests, places_of_tests
 from srl.driver.session import Session
 from srl.evaluation.cell import Cell
 from srl.evaluation.names import shortest
@@ -20,7 +20,7 @@ from srl.observe.run_directory import RunDirectory, check_directory, read_json
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.judges import check_judge
-from srl.tasks.problems import Problem, load_problems, place_of
+from srl.tasks.problems import Problem, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def check_protocol(name: str, config: Config) -> None:
 def benchmarks_of(wanted: Sequence[str], config: Config, rows: Sequence[dict]) -> tuple[dict[str, list[Problem]], dict[str, str]]:
     """Problems by benchmark, and where they come from: the run's own for none, by its name or its file; else a file or a data
     set on the hub, by as much of its path as no other benchmark is called."""
-    own, task = places_of_tests(config), config.task
+    own = places_of_tests(config)
     if not wanted:
         return load_tests(config), own
     taken = {row["benchmark"]: row["source"] for row in rows if "source" in row} | own
@@ -204,7 +204,7 @@ def benchmarks_of(wanted: Sequence[str], config: Config, rows: Sequence[dict]) -
             problems[name] = load_tests(config, name)[name]
             continue
         title = shortest(*place_of(name), taken)
-        problems[title] = load_problems(name, task.question_key, task.answer_key, config.evaluate.problems)
+        problems[title] = load_benchmark(name, config)
     return problems, {title: taken[title] for title in problems}
 
 

@@ -46,8 +46,11 @@ def load_tests(config: Config, only: str = "") -> dict[str, list[Problem]]:
     task, most = config.task, config.evaluate.problems
     if task.name == "chains":
         return {"chains": chain_problems("test", most, task.seed, task.min_operations, task.max_operations)}
-    keys = (task.question_key, task.answer_key)
-    return {name: load_problems(source, *keys, most) for name, source in task.test.items() if only in ("", name)}
+    return {name: load_benchmark(source, config) for name, source in task.test.items() if only in ("", name)}
+
+
+def load_benchmark(source: str, config: Config) -> list[Problem]:
+    return load_problems(source, config.task.question_key, config.task.answer_key, config.evaluate.problems, shuffled=True)
 
 
 def places_of_tests(config: Config) -> dict[str, str]:

@@ -29,22 +29,25 @@ class Problem:
     gold: str
 
 
-def load_problems(source: str, question_key: str, answer_key: str, limit: int | None = None) -> list[Problem]:
+def load_problems(
+    source: str, question_key: str, answer_key: str, limit: int | None = None, *, shuffled: bool = False
+) -> list[Problem]:
     """Problems of a benchmark (`NAME`, `NAME:SPLIT`, `NAME=FILE`; srl/tasks/benchmarks.py), a .jsonl, .json or .parquet file,
     or another hub dataset (`NAME` or `NAME:SPLIT`, split `train`).
 
-    Questions that occur again are dropped; reading ends after `limit` problems. Outside benchmarks the gold is the text after
-    GSM8K's `####`, the last box of a text that has one, else the value itself; a list is joined with ", "; rows without
-    `answer_key` take the last box of `solution`. Raises ConfigError naming source and row, also for a gold that cannot be
-    read; of a benchmark such rows are left out, which is said.
+    Reading ends after `limit` problems. `shuffled`: all are read, and of all `limit` are taken in the order of their ids, which
+    is by chance and always the same: many benchmarks are sorted by subject. Questions that occur again are left out, which is
+    said. Outside benchmarks the gold is the text after GSM8K's `####`, the last box of a text that has one, else the value
+    itself; a list is joined with ", "; rows without `answer_key` take the last box of `solution`. Raises ConfigError naming
+    source and row, also for a gold that cannot be read; of a benchmark such rows are left out, which is said.
     """
     name, _, file = source.partition("=")
     benchmark = BENCHMARKS.get(name.partition(":")[0])
     problems: dict[str, Problem] = {}
     places: dict[str, int] = {}
-    without_answer = []
+    without_answer, again, contradicting = [], [], []
     for number, row in read_rows(source) if benchmark is None else benchmark_rows(benchmark, name, file):
-        if limit is not None and len(problems) >= limit:
+        if limit is not None and len(problems) >= limit and not shuffled:
             break
         place = f"{source}, row {number}"
         if benchmark is None:
@@ -55,10 +58,20 @@ def load_problems(source: str, question_key: str, answer_key: str, limit: int | 
             without_answer.append(number)
             continue
         problem = to_problem(question, gold)
-        problems.setdefault(problem.prompt_id, problem)
+        if (there := problems.setdefault(problem.prompt_id, problem)) is not problem:
+            (again if there.gold == gold else contradicting).append(number)
         places.setdefault(problem.prompt_id, number)
-    unreadable = check_golds(problems, places, source, benchmark is None)
-    for what, rows in (("without an answer", without_answer), ("with a gold that cannot be read", unreadable)):
+    if shuffled:
+        if limit is not None and len(problems) > limit:
+            print(f"{source}: {limit} of its {len(problems)} problems, by chance")
+        problems = {prompt_id: problems[prompt_id] for prompt_id in sorted(problems)[:limit]}
+    left_out = {
+        "without an answer": without_answer,
+        "with a gold that cannot be read": check_golds(problems, places, source, benchmark is None),
+        "with a question that occurred before": again,
+        "with a question that occurred before with another answer": contradicting,
+    }
+    for what, rows in left_out.items():
         if rows:
             print(f"{source}: left out {len(rows)} rows {what}: {', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)}")
     if not problems:
