@@ -123,6 +123,8 @@ def test_the_score_is_the_last_verdict_on_the_final_answer():
     assert verdict_score(trajectory("c", first, says("wrong"), second)) == 0.5  # nothing was said of the revision
     assert verdict_score(trajectory("d", first, says("wrong"), second, says("correct"))) == 1.0
     assert verdict_score(trajectory("e")) == 0.5
+    nothing = turn("revision", None)  # the attempt, which was called wrong, stays the answer
+    assert verdict_score(trajectory("f", first, says("wrong"), nothing, says("correct"))) == 0.0
 
 
 def sequential() -> list[Trajectory]:

@@ -28,7 +28,7 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
     used = max(wanted, config.rl.prompts * config.rl.steps)
     train = load_problems(task.train, *keys, used + (0 if task.validation else held_out))
     if task.validation:
-        validation = load_problems(task.validation, *keys, held_out)
+        validation = load_problems(task.validation, *keys, held_out, shuffled=True)
     elif len(train) > held_out:
         validation, train = train[:held_out], train[held_out:]
     else:

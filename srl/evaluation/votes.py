@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from srl.reward.spelling import normalise, plain_number
-from srl.trajectory import Outcome, Trajectory, Turn, Verdict
+from srl.trajectory import Outcome, Trajectory, Turn, TurnKind, Verdict
 
 RIGHT = "right"
 FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
@@ -48,17 +48,18 @@ def answer_key(turn: Turn | None) -> str | None:
 
 
 def verdict_score(trajectory: Trajectory) -> float:
-    """What the trajectory's last verdict says of its final answer: 1 correct, 0 wrong, 0.5 nothing.
+    """What the last verdict on the trajectory's final answer says of it: 1 correct, 0 wrong, 0.5 nothing.
 
     The paper samples the verdict as text and never reads it off as a probability; so does this. A revision after the last
-    verdict has not been judged.
+    verdict has not been judged, and a verdict on a revision that gave no answer is none on the answer that then counts.
     """
-    judged = [turn for turn in trajectory.verdicts() if turn.verdict is not None]
-    final = trajectory.final()
-    places = {id(turn): place for place, turn in enumerate(trajectory.turns)}
-    if not judged or final is None or places[id(final)] > places[id(judged[-1])]:
-        return 0.5
-    return 1.0 if judged[-1].verdict is Verdict.CORRECT else 0.0
+    final, counts, said = trajectory.final(), False, None
+    for turn in trajectory.turns:
+        if turn.kind in (TurnKind.ATTEMPT, TurnKind.REVISION):
+            counts = turn is final
+        elif counts and turn.kind is TurnKind.VERDICT and turn.verdict is not None:
+            said = turn.verdict
+    return 0.5 if said is None else float(said is Verdict.CORRECT)
 
 
 def final_answers(trajectories: Sequence[Trajectory]) -> dict[str, list[Answer]]:
