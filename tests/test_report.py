@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from srl.evaluation.metrics import TRANSITIONS, summarise
 from srl.evaluation.report import browser
 from srl.evaluation.report.browser import choose
 from srl.evaluation.report.page import write_report
-from srl.evaluation.report.results import stage_rows
+from srl.evaluation.report.results import asked_how, stage_rows, tiles
 from srl.evaluation.report.training import timeline
 from srl.evaluation.scaling import scaling
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict, to_record
@@ -153,6 +154,37 @@ def test_a_page_without_such_text_names_no_address_at_all(tmp_path):
 def test_headline_tells_the_way_from_base_to_rl(page):
     # made_up: 4 of 8 first attempts are right and 4 of 8 final answers, in every method
     assert "base 50.0 % → IFT 50.0 % → RL 50.0 %; correcting itself gains the model 0.0 points." in page
+
+
+def test_the_summary_says_where_stages_were_asked_by_different_protocols():
+    rows = [("base", {"protocol": "prompted"}), ("IFT", {"protocol": "long_chain"}), ("RL", {"protocol": "long_chain"})]
+    assert asked_how(rows) == ", by different protocols (base: prompted; IFT, RL: long_chain)"
+    assert asked_how(rows[1:]) == asked_how([("RAFT", {})]) == ""
+
+
+def test_the_page_counts_why_trajectories_stopped_and_explains_those_that_failed(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=2)
+    ends = [StopReason.FAILED, StopReason.NO_VERDICT, StopReason.NO_VERDICT]
+    trajectories = [replace(made_up(index, "x"), stop_reason=end) for index, end in enumerate(ends)]
+    row = summarise(trajectories, method="IFT", benchmark="chains", temperature=1.0, bootstrap=100)
+    (directory / "results.json").write_text(json.dumps({"rows": [row]}))
+    page = write_report(directory).read_text("utf-8")
+    assert "<th>stopped because</th><th>no verdict</th><th>failed</th>" in page and "<td>2</td><td>1</td>" in page
+    assert "the next evaluation asks it again" in page and "No room" not in page
+
+
+def test_the_test_of_a_gain_is_named_by_what_it_is():
+    row = summarise([made_up(0, "x"), made_up(1, "x")], method="IFT", benchmark="chains", temperature=1.0, bootstrap=100)
+    assert "(McNemar)" in tiles(row) and "(sign test over problems)" in tiles(row | {"n": 1})
+
+
+def test_rows_that_a_picture_leaves_out_are_counted(tmp_path):
+    directory = fake_run(tmp_path / "run", per_method=2)
+    rows = [
+        summarise([made_up(0, "x")], method=f"m{number}", benchmark="b", temperature=1.0, bootstrap=100) for number in range(13)
+    ]
+    (directory / "results.json").write_text(json.dumps({"rows": rows}))
+    assert "per cent right (the first 12 of 13 rows)" in write_report(directory).read_text("utf-8")
 
 
 def test_headline_takes_the_plainest_method_of_each_stage():

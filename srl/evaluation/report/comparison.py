@@ -10,9 +10,9 @@ from srl.evaluation.report.files import RunFiles, read_run, series
 from srl.evaluation.report.markup import escape, interval, missing, number, table
 from srl.evaluation.report.page import document, write_page
 from srl.evaluation.report.plots import BLUE, GOLD, GREEN, GREY, RED, VIOLET, dumbbell_plot, line_plot
+from srl.evaluation.report.results import MOST_DUMBBELLS, first_of
 
 COLOURS = (BLUE, GREEN, RED, GOLD, VIOLET, GREY)
-MOST_DUMBBELLS = 12
 CURVES = {
     ("rl-validation", "final"): "validation: final answers right, %",
     ("rl-validation", "turn1"): "validation: first attempts right, %",
@@ -58,7 +58,8 @@ def results(runs: list[RunFiles], aligned: dict[tuple[str, str], list[dict[str, 
             body.append(
                 [f"<i>{escape(method)}</i> <small>mean ± deviation</small>", *(deviation(rows, column) for column in COLUMNS)]
             )
-    plot = dumbbell_plot("First attempt → final answer, per cent right", pairs[:MOST_DUMBBELLS], ("first attempt", "final"))
+    title = f"First attempt → final answer, per cent right{first_of(MOST_DUMBBELLS, len(pairs))}"
+    plot = dumbbell_plot(title, pairs[:MOST_DUMBBELLS], ("first attempt", "final, 95 % interval"))
     return table(["method", *COLUMNS.values()], body, kind="wide") + plot
 
 

@@ -138,7 +138,7 @@ def flow_plot(
         corners += [(0.5, left + value), (0, left + value), (0, left)]
         codes = [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.CLOSEPOLY]
         axes.add_patch(PathPatch(Curve(corners, codes), facecolor=colours[before, after], alpha=0.8, linewidth=0))
-        if value >= 7:
+        if value >= 11:  # as high as its text
             # Bands that cross are labelled where they are apart: falls at their start, rises at their end.
             place = {(0, 1): (0.13, left), (1, 0): (0.87, right)}.get((before, after), (0.5, (left + right) / 2))
             axes.text(place[0], place[1] + value / 2, f"{value:.1f}", ha="center", va="center", color=ON_BAR)

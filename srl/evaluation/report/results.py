@@ -7,7 +7,9 @@ from srl.evaluation.metrics import RIGHT_RIGHT, RIGHT_WRONG, WRONG_RIGHT, WRONG_
 from srl.evaluation.report.files import RunFiles
 from srl.evaluation.report.markup import escape, folded, interval, label, missing, name_cell, number, table
 from srl.evaluation.report.plots import BLUE, GOLD, GREEN, GREY, RED, VIOLET, dumbbell_plot, flow_plot, line_plot
+from srl.trajectory import StopReason
 
+MOST_DUMBBELLS = 12
 MOST_FLOWS = 9
 FLOW_COLOURS = {(0, 0): BLUE, (0, 1): RED, (1, 0): GREEN, (1, 1): GREY}
 FLOWS = {(0, 0): RIGHT_RIGHT, (0, 1): RIGHT_WRONG, (1, 0): WRONG_RIGHT, (1, 1): WRONG_WRONG}
@@ -26,19 +28,35 @@ def summary(run: RunFiles) -> str:
     last = stages[-1][1]
     delta = last["delta"]
     gain = f"correcting itself {'gains' if delta >= 0 else 'costs'} the model {number(abs(delta))} points"
-    pairs = [(row["method"], row["turn1"], row["final"], ci(row, "final")) for row in rows[:8]]
-    plot = dumbbell_plot(
-        f"First attempt → final answer on {benchmark}, per cent right", pairs, ("first attempt", "final, 95 % interval")
-    )
+    pairs = [(row["method"], row["turn1"], row["final"], ci(row, "final")) for row in rows[:MOST_DUMBBELLS]]
+    title = f"First attempt → final answer on {benchmark}, per cent right{first_of(MOST_DUMBBELLS, len(rows))}"
+    plot = dumbbell_plot(title, pairs, ("first attempt", "final, 95 % interval"))
     return (
-        f'<p class="headline">{escape(path)}; {gain}.</p>\n<p class="note">Final answers on {escape(benchmark)}.</p>\n'
+        f'<p class="headline">{escape(path)}; {gain}.</p>\n'
+        f'<p class="note">Final answers on {escape(benchmark)}{escape(asked_how(stages))}.</p>\n'
         f'<div class="screen">{tiles(last)}{plot}</div>\n'
     )
 
 
+def first_of(most: int, there: int) -> str:
+    return f" (the first {most} of {there} rows)" if there > most else ""
+
+
+def asked_how(stages: list[tuple[str, dict[str, Any]]]) -> str:
+    """By which protocol each was asked, where they differ: a base model that is asked turn by turn is told when to go on."""
+    names: dict[str, list[str]] = {}
+    for name, row in stages:
+        names.setdefault(row.get("protocol", ""), []).append(name)
+    if len(names) < 2:
+        return ""
+    how = "; ".join(f"{', '.join(those)}: {protocol}" for protocol, those in names.items())
+    return f", by different protocols ({how})"
+
+
 def tiles(row: dict[str, Any]) -> str:
     p = row.get("mcnemar_p")
-    sure = "" if p is None else f"p {'&lt; 0.001' if p < 0.001 else '= ' + number(p, '.3f')} (McNemar)"
+    test = "McNemar" if row.get("trajectories") == row.get("n") else "sign test over problems"
+    sure = "" if p is None else f"p {'&lt; 0.001' if p < 0.001 else '= ' + number(p, '.3f')} ({test})"
     facts = [
         ("final", f"{number(row['final'])} %", interval(ci(row, "final"))),
         ("gain by correcting", number(row["delta"], "+.1f"), sure),
@@ -70,7 +88,7 @@ def stage_rows(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 COLUMNS = {  # key: heading, number format
-    "turn1": ("turn&nbsp;1", ".1f"), "final": ("final <small>95&nbsp;%</small>", ".1f"), "delta": ("Δ", "+.1f"),
+    "turn1": ("turn&nbsp;1", ".1f"), "final": ("final <small>[95&nbsp;%]</small>", ".1f"), "delta": ("Δ", "+.1f"),
     "i2c": ("i→c", ".1f"), "c2i": ("c→i", ".1f"), "verdict_correct": ("verdict C", ".1f"), "verdict_wrong": ("verdict W", ".1f"),
     "format_failures": ("format failures", ".1f"), "samples_per_trajectory": ("answers", ".2f"),
     "tokens_per_trajectory": ("tokens", ".0f"), "n": ("n", ","), "temperature": ("T", "g"),
@@ -132,7 +150,8 @@ def flow_section(run: RunFiles) -> str:
     legend += '<span class="key red">right → wrong</span></p>'
     rest = f'<p class="note">The first {MOST_FLOWS} of {len(run.rows)} rows.</p>\n' if len(run.rows) > MOST_FLOWS else ""
     rounds = [row for row in run.rows if len(row.get("rounds") or {}) > 2]
-    return f'{legend}<div class="flows">{"".join(plots)}</div>\n{rest}{rounds_table(rounds)}'
+    tables = f'<div class="side">{rounds_table(rounds)}{ends_table(run.rows)}</div>\n'
+    return f'{legend}<div class="flows">{"".join(plots)}</div>\n{rest}{tables}'
 
 
 def rounds_table(rows: list[dict[str, Any]]) -> str:
@@ -141,6 +160,21 @@ def rounds_table(rows: list[dict[str, Any]]) -> str:
     most = max(len(row["rounds"]) for row in rows)
     body = [[name_cell(row), *(number(row["rounds"].get(str(count), 0), ",") for count in range(most))] for row in rows]
     return table(["revisions", *map(str, range(most))], body)
+
+
+def ends_table(rows: list[dict[str, Any]]) -> str:
+    """Why trajectories stopped, counted; reasons that none has are left out."""
+    ends = [reason.value for reason in StopReason if any((row.get("stops") or {}).get(reason) for row in rows)]
+    if not ends:
+        return ""
+    body = [[name_cell(row), *(number((row.get("stops") or {}).get(end), ",") for end in ends)] for row in rows]
+    notes = {
+        StopReason.NO_ROOM: "No room: the question leaves no room for an answer in the model's length.",
+        StopReason.FAILED: "Failed: workers died or hung with it; it counts as wrong, and the next evaluation asks it again.",
+    }
+    said = " ".join(note for reason, note in notes.items() if reason in ends)
+    ended = table(["stopped because", *(end.replace("_", " ") for end in ends)], body)
+    return f"<div>{ended}{missing(said) if said else ''}</div>"
 
 
 def verdict_section(run: RunFiles) -> str:
@@ -158,7 +192,10 @@ def verdict_section(run: RunFiles) -> str:
             (found.get(f"of_{word}") or {}).get(key) for word in ("wrong", "correct") for key in ("precision", "recall", "f1")
         ]
         body.append([name_cell(row), *map(number, scores)])
-    note = '<p class="note">Per cent of verdicts. Rows of a grid: what the answer was; columns: what the model said of it.</p>\n'
+    note = missing(
+        "Per cent of verdicts. Rows of a grid: what the answer was; columns: what was said of it, by the model or, where the "
+        "protocol says it in its place, by the gold answer, a judge or a misleading word."
+    )
     return f'<div class="grids">{grids}</div>{table(header, body, kind="wide")}{note}'
 
 

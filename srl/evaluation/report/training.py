@@ -25,7 +25,7 @@ def accuracy_section(run: RunFiles) -> str:
 
 
 def optimisation_section(run: RunFiles) -> str:
-    wanted = {"reward": "reward, mean per trajectory", "kl": "KL to the stage-1 model, nats per token"}
+    wanted = {"reward": "reward, mean per trajectory", "kl": "KL to the reference, nats per token"}
     wanted |= {"entropy": "entropy, nats per token", "gradient_norm": "gradient norm"}
     wanted |= {"clipped": "share of clipped tokens", "groups_without_signal": "groups without signal"}
     plots = [line_plot(title, "RL step", [("", series(run.metrics, "rl", key), BLUE, "-")]) for key, title in wanted.items()]
