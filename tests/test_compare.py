@@ -74,7 +74,7 @@ def test_rows_are_aligned_by_method_and_benchmark_not_by_place():
 def test_mean_and_deviation_worked_by_hand():
     rows = [{"final": 60.0}, {"final": 66.0}, None, {"final": 63.0}, {"final": None}]
     assert spread(rows, "final") == (63.0, 3.0)
-    assert spread([None], "final") is None and spread(rows[:1], "final") == (60.0, 0.0)
+    assert spread([None], "final") is None and spread(rows[:1], "final") is None  # one value has no deviation
 
 
 def test_paired_tests_use_the_kept_trajectories(runs: list[Path]):
@@ -106,6 +106,13 @@ def test_the_command_prints_table_and_tests_and_writes_a_page(
     assert "| rl · chains |" in printed and "+20.0 points" in printed
     assert "run.seed" in text and "+20.0" in text and text.count("<svg") == 3 and "mean ± deviation" in text
     assert "://" not in text.replace("http://www.w3.org", "")
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [made_up_run(tmp_path / folder / "tiny", {"rl": right}) for folder, right in (("new", 24), ("old", 32))]
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "page.html")]) == 0
+    assert "rl on chains: old/tiny against tiny +20.0 points" in capsys.readouterr().out
+    assert "<th>tiny</th><th>old/tiny</th>" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_one_run_or_none_is_refused_in_one_line(runs: list[Path], tmp_path: Path, capsys):

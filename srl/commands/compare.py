@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
             raise ConfigError(f"{directory}: no run with results in it (results.json)")
     if len(directories) < 2:
         raise ConfigError("compare: name at least two runs, as folders or as names under run.directory")
-    from srl.evaluation.compare import align, comparison_table, paired_tests, sentences
+    from srl.evaluation.compare import align, comparison_table, paired_tests, run_names, sentences
     from srl.evaluation.report.comparison import write_comparison
     from srl.evaluation.report.files import read_run
     from srl.observe.run_directory import make_folder
@@ -29,6 +29,6 @@ def run(options: argparse.Namespace, config: Config) -> None:
         raise ConfigError(f"--output {options.output}: is a folder; name a file")
     make_folder("--output", Path(options.output).parent)
     rows = [read_run(directory).rows for directory in directories]
-    print(" / ".join(str(directory) for directory in directories), comparison_table(rows), sep="\n\n", end="\n\n")
+    print(" / ".join(run_names(directories)), comparison_table(rows), sep="\n\n", end="\n\n")
     print(*sentences(paired_tests(directories, align(rows))), sep="\n")
     print(f"page: {write_comparison(directories, Path(options.output))}")

@@ -8,6 +8,7 @@ from typing import Any
 from srl.evaluation.cell import read_counted
 from srl.evaluation.intervals import compare_paired
 from srl.evaluation.metrics import right_by_problem
+from srl.evaluation.names import shortest
 
 Row = dict[str, Any]
 COLUMNS = ("turn1", "final", "delta", "i2c", "c2i", "verdict_correct", "verdict_wrong", "format_failures")
@@ -20,12 +21,16 @@ def align(runs: Sequence[Sequence[Row]]) -> dict[tuple[str, str], list[Row | Non
     return {key: [rows.get(key) for rows in by_run] for key in keys}
 
 
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """Their folders' names, with as many of the folders above as tell them apart."""
+    taken: dict[str, str] = {}
+    return [shortest(path.resolve().parts[1:], str(path.resolve()), taken) for path in directories]
+
+
 def spread(rows: Sequence[Row | None], column: str) -> tuple[float, float] | None:
-    """Mean and standard deviation (n - 1) over the runs that have the number; None if none has."""
+    """Mean and standard deviation (n - 1) over the runs that have the number; None if fewer than two have."""
     values = [row[column] for row in rows if row is not None and row.get(column) is not None]
-    if not values:
-        return None
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return (statistics.mean(values), statistics.stdev(values)) if len(values) > 1 else None
 
 
 def paired_tests(directories: Sequence[Path], aligned: dict[tuple[str, str], list[Row | None]]) -> list[Row]:
@@ -33,12 +38,12 @@ def paired_tests(directories: Sequence[Path], aligned: dict[tuple[str, str], lis
 
     Needs the kept trajectories of both runs; rows without them are left out.
     """
-    found = []
+    found, named = [], run_names(directories)
     for (method, benchmark), rows in aligned.items():
         answers = [problem_answers(directory, row) for directory, row in zip(directories, rows, strict=True)]
-        for directory, other in zip(directories[1:], answers[1:], strict=True):
-            if answers[0] and other and answers[0].keys() & other.keys():
-                names = {"method": method, "benchmark": benchmark, "first": directories[0].name, "second": directory.name}
+        for name, other in zip(named[1:], answers[1:], strict=True):
+            if answers[0].keys() & other.keys():
+                names = {"method": method, "benchmark": benchmark, "first": named[0], "second": name}
                 found.append(names | compare_paired(answers[0], other))
     return found
 
@@ -69,14 +74,14 @@ def comparison_table(runs: Sequence[Sequence[Row]]) -> str:
     for (method, benchmark), rows in align(runs).items():
         cells = [" / ".join(shown(row and row.get(column)) for row in rows) for column in COLUMNS]
         if len(rows) > 2:
-            cells = [f"{cell} ({mean_and_deviation(rows, column)})" for cell, column in zip(cells, COLUMNS, strict=True)]
+            cells = [cell + mean_and_deviation(rows, column) for cell, column in zip(cells, COLUMNS, strict=True)]
         lines.append(f"| {method} · {benchmark} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def mean_and_deviation(rows: Sequence[Row | None], column: str) -> str:
     found = spread(rows, column)
-    return "-" if found is None else f"{found[0]:.1f} ± {found[1]:.1f}"
+    return "" if found is None else f" ({found[0]:.1f} ± {found[1]:.1f})"
 
 
 def shown(value: float | None) -> str:

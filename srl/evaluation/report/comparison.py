@@ -1,11 +1,12 @@
 """compare.html: several runs on one page."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from srl.config import read_yaml
-from srl.evaluation.compare import align, paired_tests, spread
+from srl.evaluation.compare import align, paired_tests, run_names, spread
 from srl.evaluation.report.files import RunFiles, read_run, series
 from srl.evaluation.report.markup import escape, interval, missing, number, table
 from srl.evaluation.report.page import document, write_page
@@ -27,7 +28,9 @@ COLUMNS |= {"verdict_wrong": "verdict W"}
 
 def write_comparison(directories: list[Path], target: Path) -> Path:
     """Raises ConfigError for a results.json that is not JSON, a config.yaml that is not YAML."""
-    return write_page(target, comparison([read_run(directory) for directory in directories]))
+    names = run_names(directories)
+    runs = [replace(read_run(directory), called=name) for directory, name in zip(directories, names, strict=True)]
+    return write_page(target, comparison(runs))
 
 
 def comparison(runs: list[RunFiles]) -> str:

@@ -12,7 +12,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Contents by file; what is missing is empty. `remarks` are about lines that could not be read."""
+    """Contents by file; what is missing is empty. `remarks` are about lines that could not be read; `called` is the run's name
+    where another run's folder is called the same."""
 
     path: Path
     rows: list[Record] = field(default_factory=list)
@@ -21,10 +22,11 @@ class RunFiles:
     card: Record | None = None
     config: str = ""
     remarks: list[str] = field(default_factory=list)
+    called: str = ""
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        return self.called or self.path.resolve().name
 
     def phase(self, name: str) -> list[Record]:
         """Lines of metrics.jsonl of one phase."""
