@@ -10,6 +10,7 @@ from srl.config import Config, load_config
 from srl.driver.models import Asked, evaluate_models
 from srl.evaluation.cell import Trajectories
 from srl.observe.run_directory import RunDirectory
+from srl.observe.status import format_status
 from srl.protocols.chat import model_folder
 from srl.tasks.problems import chain_problems
 
@@ -41,7 +42,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, problems: Path) -> list[RunDi
     """One worker, the base model and a checkpoint that equals it; two workers and other blocks, a copy of the base model."""
     directory = tmp_path_factory.mktemp("runs")
     checkpoint = shutil.copytree(model_folder("embedded"), directory / "one" / "checkpoints" / "ift")
-    one, two = config_in(directory, "name=one"), config_in(directory, "name=two", "rollout.workers=2", "evaluate.block=3")
+    one = config_in(directory, "name=one")
+    two = config_in(directory, "name=two", "rollout.workers=2", "evaluate.block=3", "run.heartbeat_s=0.5")
     asked = [Asked(model, protocol, 0.8) for model in ("base", "ift") for protocol in ("prompted", "intrinsic")]
     evaluate_models(one, asked, [str(problems)])
     evaluate_models(two, [Asked(str(checkpoint), "prompted", 0.8)], [str(problems)])
@@ -72,3 +74,9 @@ def test_rows_and_tokens_do_not_depend_on_engine_blocks_and_number_of_workers(ru
         kept = Trajectories(folder, json.loads((folder / "identity.json").read_text())).read()
         tokens.append({name: trajectory.token_ids() for name, trajectory in kept.items()})
     assert len(tokens[0]) == 24 and tokens[0] == tokens[1]
+
+
+def test_an_evaluation_is_watched_as_a_run_is(runs: list[RunDirectory]):
+    state = json.loads(runs[1].file("status.json").read_text())
+    assert state["ended"] and {"rollout", "reward"} <= {actor["role"] for actor in state["actors"]}
+    assert "two: finished what was asked for" in format_status(runs[1].path, state["written"] + 1)

@@ -41,6 +41,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
     from srl.driver.models import Asked, checked, evaluate_models
     from srl.driver.run import show
     from srl.evaluation.compare import compare_within, sentences
+    from srl.observe.progress import say
     from srl.observe.run_directory import RunDirectory
 
     how = (options.temperature, options.samples, options.sampling_seed)
@@ -52,4 +53,5 @@ def run(options: argparse.Namespace, config: Config) -> None:
     rows = evaluate_models(config, asked, options.benchmark, judge=options.judge)
     run = RunDirectory(config)
     show(run)
-    print(*sentences(compare_within(run.path, rows)), sep="\n")
+    for sentence in sentences(compare_within(run.path, rows)):
+        say(sentence)

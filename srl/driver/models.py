@@ -1,6 +1,7 @@
 """Evaluation of any models on any benchmarks, from the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from srl.driver.session import Session
 from srl.evaluation.cell import Cell
 from srl.evaluation.names import shortest
 from srl.learner.model import check_model
+from srl.observe import progress
 from srl.observe.progress import bar, say
 from srl.observe.run_directory import RunDirectory, check_directory, read_json
+from srl.observe.status import EVALUATED
+from srl.observe.watchdog import observed
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.judges import check_judge
@@ -63,15 +67,25 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
     holders = questions.holders
     check_address(config)
     run, found = RunDirectory(config), {}
+    progress.FIELDS[:] = [run.context] if config.run.log == "json" else []
     try:
-        with run.alone():
+        with run.alone(), ExitStack() as watched:
+
+            def start() -> None:
+                if not ray.is_initialized():
+                    connect(config, trains=False)
+                    watched.enter_context(observed(config, run))
+
             for path in dict.fromkeys(own.model.path for own in holders.values()):
                 those = [item for item in asked if holders[item.model].model.path == path]
                 session = Session(holders[those[0].model], run)
                 for item in those:
                     for title, tests in questions.problems.items():
-                        found[item, title] = told(session, cell_of(item, title, questions), tests[: item.problems])
+                        cell = cell_of(item, title, questions)
+                        run.current = f"evaluate {cell.method} on {title}"
+                        found[item, title] = told(session, cell, tests[: item.problems], start)
                 session.stop_engines()
+            run.current = EVALUATED
     finally:
         run.close()
         if ray.is_initialized():
@@ -134,14 +148,14 @@ def with_judge(config: Config, judge: str, run: Path) -> Config:
     return config.model_copy(update={"protocol": config.protocol.model_copy(update={"judge": judge})})
 
 
-def told(session: Session, cell: Cell, tests: list[Problem]) -> dict:
-    """Measure a cell and say what came out."""
+def told(session: Session, cell: Cell, tests: list[Problem], start: Callable[[], None]) -> dict:
+    """Measure a cell and say what came out; `start` is called if something has to be sampled."""
     if not complete(session, cell, tests):
         if not session.config.rollout.replay:
             check_engines(session.config)
-        connect(session.config, trains=False)
-    with bar(len(tests) * cell.samples, "trajectories") as progress:
-        row = measure(session, cell, tests, progress)
+        start()
+    with bar(len(tests) * cell.samples, "trajectories") as update:
+        row = measure(session, cell, tests, update)
     say(f"      {cell.method} on {cell.benchmark}: " + "  ".join(f"{key} {row[key]:.1f}" for key in ("turn1", "final", "delta")))
     return row
 

@@ -12,6 +12,7 @@ from srl.observe.run_directory import finished, read_json
 # Recorded numbers worth a line, in this order; each phase has some of them.
 SHOWN = ("loss", "reward", "turn1", "final", "kl", "entropy", "policy_age", "tokens_per_second", "seconds", "validation_loss")
 TAIL_BYTES = 65536
+EVALUATED = "evaluated"  # the phase after models were evaluated from the command line: nothing is left to do
 
 
 def format_status(path: Path, now: float) -> str:
@@ -33,7 +34,7 @@ def headline(path: Path, state: dict[str, Any] | None, done: Mapping[str, float]
     if state is None:
         return f"{path}: has not started its actors yet"
     where = f"pid {state['pid']} on {state['host']}"
-    if state["ended"] and done and state["phase"] in (*done, "start"):
+    if state["ended"] and (state["phase"] == EVALUATED or (done and state["phase"] in (*done, "start"))):
         return f"{path}: finished what was asked for {ago(now - state['written'])} ({where})"
     if state["ended"]:
         return f"{path}: not running; ended {ago(now - state['written'])} in phase {state['phase']} ({where})"
