@@ -11,6 +11,7 @@ import pytest
 from srl.config import Config, ConfigError, load_config
 from srl.driver import models
 from srl.driver.evaluate import evaluate, measure
+from srl.driver.problems import load_task, shared
 from srl.evaluation.cell import Cell
 from srl.evaluation.compare import align, paired_tests
 from srl.observe.run_directory import RunDirectory
@@ -320,6 +321,17 @@ def test_a_large_benchmark_is_asked_all_over_by_its_name_and_by_its_file(tmp_pat
     numbers = sorted(int(problem.question[:-1]) for problem in by_name)
     assert len(numbers) == 30 and numbers[0] < 15 and numbers[-1] > 85
     assert by_name == models.benchmarks_of([own], config_in(tmp_path, "evaluate.problems=30"), [])[0]["own"]
+
+
+def test_test_problems_that_are_trained_on_are_counted(tmp_path: Path):
+    """Of nine training problems the first is for validation; `mixed` has it, one of the others and two of its own."""
+    train = problems_file(tmp_path / "train.jsonl", *(f"{number}?" for number in range(9)))
+    mixed = problems_file(tmp_path / "mixed.jsonl", "0?", "5?", "x?", "y?")
+    clean = problems_file(tmp_path / "clean.jsonl", "x?")
+    files = [f"task.train={train}", f"task.test.mixed={mixed}", f"task.test.clean={clean}"]
+    config = config_in(tmp_path, "task.name=file", "evaluate.validation_problems=1", *files)
+    assert shared(load_task(config)) == ["2 of 4 problems of mixed are also trained on or validated with"]
+    assert shared(load_task(config_in(tmp_path, "stage1.prompts=50", "rl.steps=1", "evaluate.problems=50"))) == []
 
 
 def test_sources_of_benchmarks_have_names_that_tell_them_apart(tmp_path: Path, monkeypatch):

@@ -8,12 +8,13 @@ from fsspec.core import url_to_fs
 from srl.config import Config, ConfigError
 from srl.driver.cluster import check_address, check_port
 from srl.driver.policy import recipe_functions
-from srl.driver.problems import check_wording, load_task
+from srl.driver.problems import check_wording, load_task, shared
 from srl.driver.resume import checkpoints
 from srl.driver.rl import start_folder
 from srl.driver.stage1 import demonstrations_file, sampling_passes
 from srl.learner.checkpoint import check_writable
 from srl.learner.model import check_family, check_folder, check_model, check_start_model
+from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory, check_directory
 from srl.observe.sinks import check_sinks
 from srl.pipelines import assemble, attempts
@@ -37,6 +38,8 @@ def check_start(config: Config, phases: Sequence[str]) -> Uses:
     if starts_engines(config, phases):
         check_engines(config)
     problems = load_task(config)
+    for sentence in shared(problems):
+        say(f"WARNING {sentence}")
     check_wording(config, every(problems))
     if upload := checkpoints(config, RunDirectory.locate(config)).upload:
         check_writable(upload)

@@ -41,6 +41,17 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
     }  # fmt: skip
 
 
+def shared(uses: dict[str, dict[str, list[Problem]]]) -> list[str]:
+    """A sentence for each benchmark with questions that are trained on or validated with, word for word."""
+    seen = {problem.prompt_id for use in ("train", "rl", "validation") for own in uses[use].values() for problem in own}
+    counts = {name: sum(problem.prompt_id in seen for problem in tests) for name, tests in uses["test"].items()}
+    return [
+        f"{count} of {len(uses['test'][name])} problems of {name} are also trained on or validated with"
+        for name, count in counts.items()
+        if count
+    ]
+
+
 def load_tests(config: Config, only: str = "") -> dict[str, list[Problem]]:
     """The run's test problems by benchmark. Raises as `load_task`."""
     task, most = config.task, config.evaluate.problems
