@@ -108,14 +108,18 @@ def test_every_line_of_a_run_is_json_from_its_first_on(tmp_path: Path, monkeypat
         progress.say("waiting for nodes")
         raise ConfigError("none came")
 
+    def check_start(config: Config, phases: list[str]) -> dict:
+        progress.say("left out 2 rows")
+        return {}
+
     monkeypatch.setattr(progress, "FIELDS", [])
-    monkeypatch.setattr(driver, "check_start", lambda config, phases: {})
+    monkeypatch.setattr(driver, "check_start", check_start)
     monkeypatch.setattr(driver, "connect", connect)
     for log, message in (("json", lambda line: json.loads(line)["message"]), ("text", str)):
         with pytest.raises(ConfigError, match="none came"):
             driver.run_phases(load_config(None, [f"run.directory={tmp_path}", f"run.log={log}"]), "sft")
         lines = capsys.readouterr().out.splitlines()
-        assert [message(line) for line in lines] == [f"run tiny in {tmp_path}/tiny", "waiting for nodes"]
+        assert [message(line) for line in lines] == ["left out 2 rows", f"run tiny in {tmp_path}/tiny", "waiting for nodes"]
 
 
 def test_what_was_measured_of_a_model_before_it_had_learnt_all_is_measured_again(run: RunDirectory, monkeypatch):

@@ -16,8 +16,7 @@ from srl.driver.session import Session
 from srl.evaluation.cell import Cell
 from srl.evaluation.names import shortest
 from srl.learner.model import check_model
-from srl.observe import progress
-from srl.observe.progress import bar, say
+from srl.observe.progress import bar, lines_as, say
 from srl.observe.run_directory import RunDirectory, check_directory, read_json
 from srl.observe.status import EVALUATED
 from srl.observe.watchdog import observed
@@ -63,11 +62,12 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
     protocol.judge, is whom the protocols `judged` ask. Raises ConfigError for a model, benchmark, protocol or judge that is
     none, before any engine starts; starts none if all is there.
     """
+    lines_as(config.run.log, lambda: {"run": config.run.name})
     questions = checked(config, asked, benchmarks, judge)
     holders = questions.holders
     check_address(config)
     run, found = RunDirectory(config), {}
-    progress.FIELDS[:] = [run.context] if config.run.log == "json" else []
+    lines_as(config.run.log, run.context)
     try:
         with run.alone(), ExitStack() as watched:
 

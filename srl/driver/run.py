@@ -15,8 +15,7 @@ from srl.driver.session import Session
 from srl.driver.stage1 import assemble_demonstrations, fine_tune, sample_demonstrations, train_reward_model
 from srl.evaluation.report.page import write_report
 from srl.evaluation.table import format_table
-from srl.observe import progress
-from srl.observe.progress import bar, say
+from srl.observe.progress import bar, lines_as, say
 from srl.observe.run_directory import RunDirectory, finished, start_over
 from srl.observe.watchdog import observed
 
@@ -44,10 +43,11 @@ MEASURED = {"sft": "evaluate-ift", "rl": "evaluate-rl"}
 
 def run_phases(config: Config, *commands: str) -> RunDirectory:
     """Run the commands' phases that are not done yet, after `fresh` has deleted what was there."""
+    lines_as(config.run.log, lambda: {"run": config.run.name})
     problems = check_start(config, left(config, commands))
     start_over(config)
     run = RunDirectory(config)
-    progress.FIELDS[:] = [run.context] if config.run.log == "json" else []
+    lines_as(config.run.log, run.context)
     say(f"run {config.run.name} in {run.path}")
     session = Session(config, run)
     try:

@@ -15,6 +15,11 @@ KNOWN = 0.05  # share that is done when the time left is first said
 FIELDS: list[Callable[[], dict[str, Any]]] = []  # what JSON lines carry besides time, level and message; none: plain text
 
 
+def lines_as(log: str, fields: Callable[[], dict[str, Any]]) -> None:
+    """run.log: lines are JSON with these fields from now on, or text."""
+    FIELDS[:] = [fields] if log == "json" else []
+
+
 def say(text: str) -> None:
     """One line that does not tear a progress bar."""
     tqdm.write(json_line(text) if FIELDS else text, file=sys.stdout)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srl.config import ConfigError, RewardConfig
+from srl.observe.progress import say
 from srl.reward.answer import last_boxed
 from srl.reward.grader import Grader
 from srl.tasks.benchmarks import BENCHMARKS, Benchmark
@@ -63,7 +64,7 @@ def load_problems(
         places.setdefault(problem.prompt_id, number)
     if shuffled:
         if limit is not None and len(problems) > limit:
-            print(f"{source}: {limit} of its {len(problems)} problems, by chance")
+            say(f"{source}: {limit} of its {len(problems)} problems, by chance")
         problems = {prompt_id: problems[prompt_id] for prompt_id in sorted(problems)[:limit]}
     left_out = {
         "without an answer": without_answer,
@@ -73,7 +74,7 @@ def load_problems(
     }
     for what, rows in left_out.items():
         if rows:
-            print(f"{source}: left out {len(rows)} rows {what}: {', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)}")
+            say(f"{source}: left out {len(rows)} rows {what}: {', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)}")
     if not problems:
         raise ConfigError(f"{source}: no problems in it")
     return list(problems.values())
