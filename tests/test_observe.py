@@ -122,6 +122,19 @@ def test_every_line_of_a_run_is_json_from_its_first_on(tmp_path: Path, monkeypat
         assert [message(line) for line in lines] == ["left out 2 rows", f"run tiny in {tmp_path}/tiny", "waiting for nodes"]
 
 
+def test_progress_of_an_evaluation_counts_every_sample(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    def evaluate(session: Any, method: str, benchmark: str, tests: list, progress: Any) -> dict:
+        for _ in range(8 * len(tests)):
+            progress(1)
+        return dict.fromkeys(("turn1", "final", "delta"), 0.0)
+
+    monkeypatch.setattr(driver, "evaluate", evaluate)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    session = SimpleNamespace(config=load_config(None, ["evaluate.samples=8"]))
+    driver.perform("evaluate-rl", session, {"test": {"b": [1, 2]}})
+    assert "16/16 trajectories, 0 s left" in capsys.readouterr().out
+
+
 def test_what_was_measured_of_a_model_before_it_had_learnt_all_is_measured_again(run: RunDirectory, monkeypatch):
     """Stage 2 is stopped, its best policy so far evaluated, and then it goes on."""
     performed: list[str] = []

@@ -112,7 +112,7 @@ def perform(phase: str, session: Session, problems: dict) -> None:
         methods = {"evaluate-base": ["base", "intrinsic"], "evaluate-ift": ["ift"], "evaluate-rl": ["rl"]}[phase]
         for method in methods:
             for benchmark, tests in problems["test"].items():
-                with bar(len(tests), "problems") as progress:
+                with bar(len(tests) * session.config.evaluate.samples, "trajectories") as progress:
                     row = evaluate(session, method, benchmark, tests, progress)
                 numbers = "  ".join(f"{name} {row[name]:.1f}" for name in ("turn1", "final", "delta"))
                 indented(f"{method} on {benchmark}: {numbers}")
