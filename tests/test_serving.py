@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,14 +196,23 @@ def test_models_and_health_are_those_of_vllm(endpoint):
     assert endpoint("GET", "/health").status_code == 200
 
 
-def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(chat: Chat):
-    config = Config()
-    base = Chat(model_folder("embedded"), config.prompts)
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Chat]]:
+    """The address of vLLM's server with the embedded model, whose generation_config.json would spoil its answers."""
+    folder = tmp_path_factory.mktemp("model") / "base"
+    shutil.copytree(model_folder("embedded"), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 20.0}))
+    with vllm_server(str(folder), Config()) as url:
+        yield url, Chat(str(folder), Config().prompts)
+
+
+def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(vllm: tuple[str, Chat]):
+    url, base = vllm
     trajectory = Trajectory("t", "t", QUESTION, "", base.opening(QUESTION))
 
     async def whole() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            rules = build_protocol("prompted", config, base)
+            rules = build_protocol("prompted", Config(), base)
 
             def generate(token_ids: list[int], max_tokens: int):
                 return complete(client, token_ids, max_tokens, 0.0, None, base.stop_ids)
@@ -210,11 +220,26 @@ def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(chat: Chat):
             async for _ in converse(trajectory, rules, base, generate, grammar="verify", max_length=512):
                 pass
 
-    with vllm_server(model_folder("embedded"), config) as url:
-        asyncio.run(whole())
+    asyncio.run(whole())
     assert trajectory.final().answer == "85" and trajectory.stop_reason in (StopReason.VERIFIED, StopReason.ROUNDS)
     assert [turn["kind"] for turn in turns_of(trajectory)][:3] == ["attempt", "instruction", "verdict"]
     assert all(turn.sampled for turn in trajectory.turns if turn.kind is not TurnKind.INSTRUCTION)
+
+
+def test_vllms_own_server_survives_more_seeded_requests_than_fit_into_one_of_its_steps(vllm: tuple[str, Chat]):
+    """60 prompts of 80 tokens: a step that takes 2,048 of them would cut one in two, which its random generator cannot follow."""
+    url, base = vllm
+    prompt = base.opening(QUESTION) * 8
+
+    async def all_at_once() -> list[int]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+
+            async def one(seed: int) -> int:
+                return len([sample async for sample in complete(client, prompt, 8, 1.0, seed, base.stop_ids)])
+
+            return await asyncio.gather(*(one(seed) for seed in range(60)))
+
+    assert len(prompt) == 80 and all(0 < count <= 8 for count in asyncio.run(all_at_once()))
 
 
 def test_the_server_ends_with_the_process_that_started_it_even_when_that_is_killed(tmp_path):

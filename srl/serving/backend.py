@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from srl.config import Config, ConfigError
-from srl.rollout.engine import prepare_environment
+from srl.rollout.engine import device_options, prepare_environment
 
 STOP_SECONDS = 20
 PR_SET_PDEATHSIG = 1
@@ -72,17 +73,20 @@ def end_with_parent() -> None:
 
 
 def command(model: str, port: int, config: Config) -> list[str]:
+    """With the options of a rollout engine, and none of the model's own habits of sampling: what the server samples is what was
+    trained and evaluated."""
     rollout = config.rollout
     options = {
-        "model": model, "served-model-name": "srl", "host": "127.0.0.1", "port": port, "dtype": config.model.dtype,
-        "max-model-len": config.model.max_length, "max-num-seqs": rollout.max_sequences,
+        "model": model, "served_model_name": "srl", "host": "127.0.0.1", "port": port, "dtype": config.model.dtype,
+        "max_model_len": config.model.max_length, "max_num_seqs": rollout.max_sequences, "generation_config": "vllm",
+        **device_options(config.model, rollout),
     }  # fmt: skip
-    if rollout.gpus:
-        options |= {"gpu-memory-utilization": rollout.gpu_memory, "tensor-parallel-size": rollout.tensor_parallel}
-    else:
-        options |= {"kv-cache-memory-bytes": int(rollout.kv_cache_gib * 2**30)}
-    flags = [f"--{name}={value}" for name, value in options.items()] + ([] if rollout.gpus else ["--enforce-eager"])
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *(flag(name, value) for name, value in options.items())]
+
+
+def flag(name: str, value: Any) -> str:
+    name = name.replace("_", "-")
+    return f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
 
 
 def free_port() -> int:
