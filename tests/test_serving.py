@@ -1,6 +1,8 @@
 """Conversation and endpoint in front of a made-up vLLM server, and the two commands with the real one."""
 
 import asyncio
+import functools
+import itertools
 import json
 import shutil
 import signal
@@ -13,16 +15,19 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
+from fastapi import FastAPI
 
 from srl.config import Config, ConfigError
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
+from srl.rollout.loop import Limits
 from srl.serving import backend
 from srl.serving.app import create_app
 from srl.serving.backend import Sample, complete, free_port, vllm_server
-from srl.serving.conversation import converse, kind_at_end, turns_of
+from srl.serving.conversation import Writing, converse, kind_at_end, turns_of
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import StopReason, Trajectory, TurnKind
 
@@ -31,6 +36,8 @@ WRONG = r"Start at 47 (1) +38 a = 84. The answer is \boxed{84}"
 RIGHT = r"Start at 47 (1) +38 a = 85. The answer is \boxed{85}"
 CHAIN = f"{WRONG}\nStart at 47 (1) +38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 = 84: 5 - 4 = 1 no. [VERIFY] wrong\n{RIGHT}"
 
+
+ROOMY = Limits(512)
 
 HEALTHY = """
 import http.server, sys
@@ -69,13 +76,13 @@ def scripted(chat: Chat, *texts: str):
     return generate, asked
 
 
-def talk(chat: Chat, protocol: str, *texts: str, max_length: int = 512):
+def talk(chat: Chat, protocol: str, *texts: str, limits: Limits = ROOMY):
     trajectory = Trajectory("t", "t", QUESTION, "", chat.opening(QUESTION))
     generate, asked = scripted(chat, *texts)
 
     async def collect():
         rules = build_protocol(protocol, Config(), chat)
-        return [p async for p in converse(trajectory, rules, chat, generate, grammar="verify", max_length=max_length)]
+        return [p async for p in converse(trajectory, rules, chat, generate, grammar="verify", limits=limits)]
 
     return trajectory, asyncio.run(collect()), asked
 
@@ -97,8 +104,48 @@ def test_the_next_turn_is_asked_after_exactly_the_tokens_so_far(chat: Chat):
 
 
 def test_a_generation_that_is_cut_off_stops_with_length(chat: Chat):
-    trajectory, _, _ = talk(chat, "long_chain", CHAIN, max_length=len(chat.opening(QUESTION)) + 9)
+    trajectory, _, _ = talk(chat, "long_chain", CHAIN, limits=Limits(len(chat.opening(QUESTION)) + 9))
     assert trajectory.stop_reason is StopReason.LENGTH and trajectory.sampled_tokens() == 9
+
+
+def test_a_conversation_ends_under_the_limits_of_a_rollout(chat: Chat):
+    few, _, asked = talk(
+        chat, "prompted", WRONG, "[VERIFY] wrong", RIGHT, limits=Limits(512, max_tokens=len(tokens(chat, WRONG)))
+    )
+    assert few.stop_reason is StopReason.TOKENS and len(asked) == 1 and few.final().answer == "84"
+    cut, _, _ = talk(chat, "long_chain", CHAIN, limits=Limits(512, max_tokens=9))
+    assert cut.stop_reason is StopReason.TOKENS and cut.sampled_tokens() == 9
+    late, pieces, _ = talk(chat, "long_chain", CHAIN, limits=Limits(512, max_seconds=1e-9))
+    assert late.stop_reason is StopReason.TIME and not late.turns and not pieces
+
+
+def test_a_turn_that_is_not_cut_is_told_as_what_it_is_to_its_end(chat: Chat):
+    """After the line of a box, a chain checks; an attempt sampled on its own goes on."""
+    longer = f"{WRONG}\nThe answer is 84"
+    _, pieces, _ = talk(chat, "prompted", longer, "[VERIFY] wrong", RIGHT)
+    assert list(dict.fromkeys(piece.kind for piece in pieces)) == ["attempt", "instruction", "verdict", "revision"]
+    assert "".join(piece.text for piece in pieces if piece.kind is TurnKind.ATTEMPT) == longer
+
+
+def test_what_comes_after_the_users_second_message_is_told_as_a_revision(chat: Chat):
+    first = f"{WRONG}\nStart [VERIFY] wrong"
+    trajectory, pieces, _ = talk(chat, "two_turn", first, f"{RIGHT}\nStart [VERIFY] correct")
+    kinds = [turn.kind for turn in trajectory.turns]
+    assert kinds == ["attempt", "verdict", "instruction", "revision", "verdict"]
+    assert [kind for kind, _ in itertools.groupby(piece.kind for piece in pieces)] == kinds
+
+
+def test_text_is_told_in_whole_characters_that_add_up_to_what_was_sampled():
+    class Bytes:
+        """A token for each byte, as the rarest characters have it."""
+
+        def decode(self, ids: list[int]) -> str:
+            return bytes(ids).decode("utf-8", "replace")
+
+    text = "a = 84 ∑ €😀  b\n\n\\boxed{ü}"
+    writing = Writing(Bytes())
+    pieces = [writing.add(token) for token in text.encode()]
+    assert "".join(pieces) == writing.text == text and not any("\ufffd" in piece for piece in pieces)
 
 
 @pytest.mark.parametrize(
@@ -117,36 +164,52 @@ def test_the_kind_of_what_is_being_written(text: str, kind: str):
     assert kind_at_end(text, "verify", TurnKind.ATTEMPT) == kind
 
 
-def upstream(chat: Chat, text: str) -> httpx.MockTransport:
-    """vLLM's server as far as it is used: a stream of tokens, its health and its models."""
+def line_of(token: int, finish: str | None = None) -> str:
+    choice = {"token_ids": [token], "logprobs": {"token_logprobs": [-0.5]}, "finish_reason": finish}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
-    def respond(request: httpx.Request) -> httpx.Response:
+
+class Upstream:
+    """vLLM's server as far as it is used: a stream of tokens, its health and its models. Keeps what it was asked."""
+
+    def __init__(self, chat: Chat, text: str):
+        self.ids = tokens(chat, text)
+        self.asked: list[dict] = []
+        self.failure: Exception | httpx.Response | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if isinstance(self.failure, Exception):
+            raise self.failure
+        if self.failure is not None:
+            return self.failure
         if request.url.path != "/v1/completions":
             return httpx.Response(200, json={"path": request.url.path})
-        asked = json.loads(request.content)
-        assert asked["return_token_ids"] and asked["prompt"] == chat.opening(QUESTION)
-        ids = tokens(chat, text)
-        lines = []
-        for place, token in enumerate(ids):
-            last = place + 1 == len(ids)
-            choice = {"token_ids": [token], "logprobs": {"token_logprobs": [-0.5]}, "finish_reason": "stop" if last else None}
-            lines.append(f"data: {json.dumps({'choices': [choice]})}\n\n")
+        self.asked.append(json.loads(request.content))
+        most = self.asked[-1]["max_tokens"]
+        lines = [line_of(token) for token in self.ids[:most]]
+        lines[-1] = line_of(self.ids[:most][-1], "length" if most < len(self.ids) else "stop")
         return httpx.Response(200, text="".join(lines) + "data: [DONE]\n\n")
-
-    return httpx.MockTransport(respond)
 
 
 @pytest.fixture
-def endpoint(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+def upstream(chat: Chat) -> Upstream:
+    return Upstream(chat, CHAIN)
+
+
+@pytest.fixture
+def app(chat: Chat, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    behind = httpx.AsyncClient(transport=httpx.MockTransport(upstream), base_url="http://vllm")
+    monkeypatch.setattr("srl.serving.app.connect", lambda url, config: behind)
+    return create_app("http://vllm", chat, Config(), "long_chain")
+
+
+@pytest.fixture
+def endpoint(app: FastAPI):
     """Calls the application without a network."""
-    real = httpx.AsyncClient
-    behind = real(transport=upstream(chat, CHAIN), base_url="http://vllm")
-    monkeypatch.setattr("srl.serving.app.httpx.AsyncClient", lambda **_: behind)
-    app = create_app("http://vllm", chat, Config(), "long_chain")
 
     def call(method: str, path: str, **body) -> httpx.Response:
         async def once() -> httpx.Response:
-            async with real(transport=httpx.ASGITransport(app=app), base_url="http://srl") as client:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://srl") as client:
                 return await client.request(method, path, json=body or None)
 
         return asyncio.run(once())
@@ -177,18 +240,145 @@ def test_the_stream_has_text_by_kind_and_ends_with_the_turns(endpoint):
     assert chunks[-1]["finish_reason"] == "stop" and chunks[-1]["delta"]["final_answer"] == "85"
 
 
-def test_what_cannot_be_asked_is_a_bad_request(endpoint):
-    assert endpoint("POST", "/v1/chat/completions", **asked("Σ∞")).status_code == 400
-    assert "no room" in endpoint("POST", "/v1/chat/completions", **asked("Start at 47: " * 600)).json()["detail"]
-    assert endpoint("POST", "/v1/chat/completions", messages=[{"role": "system", "content": "x"}]).status_code == 400
-    assert endpoint("POST", "/v1/chat/completions", **asked(n=2)).status_code == 422
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (asked("Start at 47: " * 600), "leaves no room"),
+        (asked("Σ∞"), "no tokens"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "the last one must be the user's"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "the last one must be the user's",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0.content"),
+        (asked(n=2), "n: "),
+        (asked(temperature=-1), "temperature: "),
+        (asked(max_tokens=0), "max_tokens: "),
+        (asked(seed=2**63), "seed: "),
+        ({"model": "srl"}, "messages: "),
+    ],
+)
+def test_what_cannot_be_asked_is_a_bad_request_that_says_why_as_openai_does(endpoint, wrong: dict, named: str):
+    response = endpoint("POST", "/v1/chat/completions", **wrong)
+    error = response.json()["error"]
+    assert response.status_code == 400 and named in error["message"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", 400)
 
 
-def test_text_in_parts_is_text_and_pictures_are_refused(endpoint):
+def test_half_a_character_is_a_bad_request(app: FastAPI):
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://srl") as client:
+            text = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]})
+            return await client.post("/v1/chat/completions", content=text, headers={"content-type": "application/json"})
+
+    assert asyncio.run(once()).status_code == 400
+
+
+def test_text_in_parts_is_text_and_null_is_as_good_as_absent(endpoint, upstream: Upstream, chat: Chat):
     parts = [{"type": "text", "text": QUESTION[:9]}, {"type": "text", "text": QUESTION[9:]}]
-    assert endpoint("POST", "/v1/chat/completions", messages=[{"role": "user", "content": parts}]).status_code == 200
-    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
-    assert endpoint("POST", "/v1/chat/completions", messages=[{"role": "user", "content": picture}]).status_code == 422
+    nothing = dict.fromkeys(["temperature", "n", "stream", "seed", "max_tokens", "top_p", "stop", "stream_options"])
+    message = {"role": "user", "content": parts}
+    assert endpoint("POST", "/v1/chat/completions", messages=[message], **nothing).status_code == 200
+    assert upstream.asked[0]["prompt"] == chat.opening(QUESTION)
+
+
+def test_messages_before_the_last_one_are_the_conversation_so_far(endpoint, upstream: Upstream, chat: Chat):
+    before = [{"role": "user", "content": "Start at 46: (1) +38 = ?"}, {"role": "assistant", "content": WRONG}]
+    last = {"role": "user", "content": QUESTION}
+    assert endpoint("POST", "/v1/chat/completions", messages=[*before, last]).status_code == 200
+    assert upstream.asked[0]["prompt"] == [
+        *chat.opening(before[0]["content"]), *tokens(chat, WRONG), *chat.opening(QUESTION)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_no_more_tokens_are_sampled_than_the_request_allows(endpoint, upstream: Upstream, name: str):
+    found = endpoint("POST", "/v1/chat/completions", **asked(**{name: 7})).json()
+    assert upstream.asked[0]["max_tokens"] == 7 and found["usage"]["completion_tokens"] == 7
+    assert found["choices"][0]["finish_reason"] == "length"
+    assert found["choices"][0]["message"]["stop_reason"] == "tokens"
+
+
+def test_top_p_is_the_requests_or_that_of_rollouts(endpoint, upstream: Upstream):
+    for more, expected in (({}, 1.0), ({"top_p": 0.5}, 0.5)):
+        endpoint("POST", "/v1/chat/completions", **asked(**more))
+        assert upstream.asked[-1]["top_p"] == expected
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "named"),
+    [
+        (httpx.ConnectError("refused"), 503, "cannot be reached: refused"),
+        (httpx.ReadTimeout("late"), 504, "rollout.timeout_s"),
+        (httpx.Response(400, text="too long"), 400, "too long"),
+        (httpx.Response(200, text='data: {"error": "EngineCore died"}\n\n'), 500, "EngineCore died"),
+    ],
+)
+def test_a_failure_of_vllms_server_is_told_with_its_status_and_in_a_stream(endpoint, upstream: Upstream, failure, status, named):
+    upstream.failure = failure
+    response = endpoint("POST", "/v1/chat/completions", **asked())
+    assert response.status_code == status and named in response.json()["error"]["message"]
+    lines = [line for line in endpoint("POST", "/v1/chat/completions", **asked(stream=True)).text.split("\n") if line]
+    assert named in json.loads(lines[-2].removeprefix("data: "))["error"]["message"] and lines[-1] == "data: [DONE]"
+
+
+def test_health_is_bad_where_vllms_server_is_gone(endpoint, upstream: Upstream):
+    upstream.failure = httpx.ConnectError("refused")
+    assert endpoint("GET", "/health").status_code == 503
+
+
+def test_openais_client_reads_answers_streams_usage_and_errors(app: FastAPI, upstream: Upstream):
+    async def talked() -> None:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://srl")
+        async with openai.AsyncOpenAI(base_url="http://srl/v1", api_key="none", http_client=http, max_retries=0) as client:
+            create = functools.partial(client.chat.completions.create, **asked())
+            whole = await create()
+            assert whole.choices[0].message.content == RIGHT and whole.choices[0].message.final_answer == "85"
+            chunks = [chunk async for chunk in await create(stream=True, stream_options={"include_usage": True})]
+            assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+            assert chunks[-2].choices[0].finish_reason == "stop" and chunks[-2].choices[0].delta.final_answer == "85"
+            with pytest.raises(openai.BadRequestError, match="n: Input should be less than or equal to 1"):
+                await create(n=2)
+            upstream.failure = httpx.ConnectError("refused")
+            with pytest.raises(openai.APIError, match="cannot be reached: refused"):
+                [chunk async for chunk in await create(stream=True)]
+
+    asyncio.run(talked())
+
+
+def test_what_a_client_that_has_left_asked_for_is_no_longer_sampled(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+    class Endless(httpx.AsyncByteStream):
+        closed = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                yield line_of(10).encode()
+                await asyncio.sleep(0.01)
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    stream = Endless()
+    behind = httpx.AsyncClient(
+        transport=httpx.MockTransport(lambda _: httpx.Response(200, stream=stream)), base_url="http://vllm"
+    )
+    monkeypatch.setattr("srl.serving.app.connect", lambda url, config: behind)
+    app = create_app("http://vllm", chat, Config(), "long_chain")
+    heard = [{"type": "http.request", "body": json.dumps(asked()).encode()}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict:
+        await asyncio.sleep(0.05)
+        return heard.pop(0)
+
+    async def send(message: dict) -> None: ...
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "http_version": "1.1",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert stream.closed
 
 
 def test_models_and_health_are_those_of_vllm(endpoint):
@@ -217,7 +407,7 @@ def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(vllm: tuple[st
             def generate(token_ids: list[int], max_tokens: int):
                 return complete(client, token_ids, max_tokens, 0.0, None, base.stop_ids)
 
-            async for _ in converse(trajectory, rules, base, generate, grammar="verify", max_length=512):
+            async for _ in converse(trajectory, rules, base, generate, grammar="verify", limits=Limits(512)):
                 pass
 
     asyncio.run(whole())

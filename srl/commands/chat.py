@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import os
 import sys
-from typing import Any
 
 from srl.commands.numbers import at_least
 from srl.commands.serve import add_model, checked
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, config: Config) -> None:
     """Questions from `--question`, else line by line from the terminal or standard input until its end."""
     from srl.observe.progress import say
-    from srl.serving.backend import vllm_server
+    from srl.serving.backend import ServerError, vllm_server
 
     model, chat, protocol = checked(options, config)
     say(f"starting vLLM with {options.model}")
@@ -30,7 +29,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
         for question in options.question or questions():
             try:
                 asyncio.run(ask(question, url, chat, config, protocol, options.temperature))
-            except ConfigError as error:
+            except (ConfigError, ServerError) as error:
                 say(f"cannot ask this: {error}")
 
 
@@ -48,23 +47,22 @@ def questions():
 
 async def ask(question: str, url: str, chat, config: Config, protocol: str, temperature: float) -> None:
     """Print one trajectory while it is sampled, then what it comes to."""
-    import httpx
-
     from srl.protocols.protocol import build_protocol
-    from srl.serving.backend import complete
+    from srl.rollout.loop import limits
+    from srl.serving.backend import complete, connect
     from srl.serving.conversation import converse
     from srl.trajectory import Trajectory
 
     trajectory = Trajectory("chat", "chat", question, "", chat.opening(question))
-    async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(config.rollout.timeout_s)) as client:
+    bounds = limits(config)
+    async with connect(url, config) as client:
 
         def generate(token_ids: list[int], max_tokens: int):
-            return complete(client, token_ids, max_tokens, temperature, None, chat.stop_ids)
+            return complete(client, token_ids, max_tokens, temperature, None, chat.stop_ids, bounds.top_p)
 
         rules = build_protocol(protocol, config, chat)
-        limits: dict[str, Any] = {"grammar": config.protocol.grammar, "max_length": config.model.max_length}
         kind = None
-        async for piece in converse(trajectory, rules, chat, generate, **limits):
+        async for piece in converse(trajectory, rules, chat, generate, grammar=config.protocol.grammar, limits=bounds):
             if piece.kind != kind:
                 print(("\n" if kind else "") + painted(f"[{piece.kind}]", piece.kind), flush=True)
                 kind = piece.kind

@@ -9,8 +9,11 @@ from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Generate:
+    """A turn of that kind; a `chain` begins with one and is cut into turns when it has ended."""
+
     kind: TurnKind
     max_tokens: int
+    chain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Between text and token ids: prompts through the model's own chat template, instructions as the tokens that follow a turn."""
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -21,9 +22,10 @@ class Chat:
         self.end_id: int = self.tokenizer.eos_token_id
         self.stop_ids = stop_ids(self.tokenizer)
 
-    def opening(self, question: str) -> list[int]:
-        """Prompt of a conversation about one problem, up to where the model answers."""
-        return self.encode(self._render([self._user(question)], answering=True))
+    def opening(self, question: str, before: Sequence[Mapping[str, str]] = ()) -> list[int]:
+        """Prompt of a conversation about one problem, up to where the model answers; `before` are messages of an earlier one."""
+        earlier = [self._user(message["content"]) if message["role"] == "user" else message for message in before]
+        return self.encode(self._render([*earlier, self._user(question)], answering=True))
 
     def instruction(self, text: str, last_id: int) -> list[int]:
         """What follows an answer that ended with `last_id` when the user says `text` and the model is to answer again.

@@ -22,7 +22,7 @@ def two_turn(config: Config, chat: Chat) -> Protocol:
         if end.reason is not StopReason.NO_REVISION:
             return end
         if trajectory.turns[-1].kind is TurnKind.INSTRUCTION:
-            return whole_chain(config)
+            return whole_chain(config, TurnKind.REVISION)
         return Say(config.prompts.revise) if rounds(trajectory) < config.protocol.max_rounds else Stop(StopReason.ROUNDS)
 
     return Protocol(next_action, lambda trajectory, sampled: append_chain(trajectory, sampled, chat, config.protocol.grammar))
@@ -51,8 +51,8 @@ def prompted(config: Config, chat: Chat) -> Protocol:
     return Protocol(next_action, receive)
 
 
-def whole_chain(config: Config) -> Generate:
-    return Generate(TurnKind.ATTEMPT, config.rollout.max_response_tokens)
+def whole_chain(config: Config, first: TurnKind = TurnKind.ATTEMPT) -> Generate:
+    return Generate(first, config.rollout.max_response_tokens, chain=True)
 
 
 def rounds(trajectory: Trajectory) -> int:

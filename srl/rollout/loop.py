@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol as Interface
 
+from srl.config import Config
 from srl.protocols.action import Action, Ask, Generate, Judge, Protocol, Sampled, Say, Stop
 from srl.protocols.chat import Chat
 from srl.rollout.engine import Completion, Sampling
@@ -57,6 +58,17 @@ class Limits:
     judge_timeout_s: float = 60.0
     max_active: int = 256
     top_p: float = 1.0
+
+
+def limits(config: Config) -> Limits:
+    return Limits(
+        config.model.max_length,
+        config.protocol.max_tokens,
+        config.protocol.max_seconds,
+        config.protocol.judge_timeout_s,
+        config.rollout.max_sequences,
+        config.rollout.top_p,
+    )
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.engine import Engine
 from srl.rollout.judges import make_judges
-from srl.rollout.loop import Limits, StepEngine, TrajectoryLoop, engine_call
+from srl.rollout.loop import StepEngine, TrajectoryLoop, engine_call, limits
 from srl.rollout.recorded import RecordedEngine, read_trajectories
 from srl.rollout.thread import Job, LoopThread
 from srl.weights.bundle import Bundle, receive
@@ -137,14 +137,3 @@ def configured_engine(config: Config, chat: Chat) -> StepEngine:
     if config.rollout.replay:
         return RecordedEngine(read_trajectories(Path(config.rollout.replay)))
     return Engine(model_folder(config.model.path), config.model, config.rollout, chat.stop_ids)
-
-
-def limits(config: Config) -> Limits:
-    return Limits(
-        config.model.max_length,
-        config.protocol.max_tokens,
-        config.protocol.max_seconds,
-        config.protocol.judge_timeout_s,
-        config.rollout.max_sequences,
-        config.rollout.top_p,
-    )

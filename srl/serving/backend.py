@@ -34,6 +34,14 @@ class Sample:
     last_by_length: bool = False
 
 
+class ServerError(RuntimeError):
+    """vLLM's server refused, failed or was not heard; `status` is what HTTP calls that."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
 @contextmanager
 def vllm_server(model: str, config: Config) -> Iterator[str]:
     """Address of a server with the model, on a free local port; it ends with the block.
@@ -104,7 +112,8 @@ def wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float) 
             if httpx.get(f"{url}/health", timeout=2).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.3)
+            pass
+        time.sleep(0.3)
     raise ConfigError(f"rollout.start_timeout_s={limit:g}: vLLM's server is not up (its log: {log})")
 
 
@@ -113,27 +122,53 @@ def last_error(log: Path) -> str:
     return lines[-1].strip()[:300] if lines else "no error in its log"
 
 
+def connect(url: str, config: Config) -> httpx.AsyncClient:
+    """A client with as many connections as requests, each used once: vLLM closes those that have been idle for as long as httpx
+    would keep them, and a request on one that is being closed fails."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(config.rollout.timeout_s), limits=limits)
+
+
 async def complete(
-    client: httpx.AsyncClient, token_ids: list[int], max_tokens: int, temperature: float, seed: int | None, stop_ids: list[int]
+    client: httpx.AsyncClient,
+    token_ids: list[int],
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    stop_ids: list[int],
+    top_p: float = 1.0,
 ) -> AsyncIterator[Sample]:
-    """Tokens of one generation as they are sampled. Raises RuntimeError with what the server says if it refuses."""
+    """Tokens of one generation as they are sampled. Raises ServerError."""
     body = {
-        "model": "srl", "prompt": token_ids, "max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": stop_ids,
-        "stream": True, "return_token_ids": True, "logprobs": 0, "skip_special_tokens": False,
+        "model": "srl", "prompt": token_ids, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
+        "stop_token_ids": stop_ids, "stream": True, "return_token_ids": True, "logprobs": 0, "skip_special_tokens": False,
     }  # fmt: skip
     if seed is not None and temperature > 0:
         body["seed"] = seed
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"vLLM's server answers {response.status_code}: {(await response.aread()).decode()[:300]}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            found = json.loads(line.removeprefix("data: "))
-            if "error" in found:
-                raise RuntimeError(f"vLLM's server: {found['error']}")
-            for choice in found["choices"]:
-                ids = choice.get("token_ids") or []
-                logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
-                for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
-                    yield Sample(token, logprob, place + 1 == len(ids) and choice["finish_reason"] == "length")
+    try:
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                text = (await response.aread()).decode(errors="replace")[:300]
+                raise ServerError(response.status_code, f"vLLM's server answers {response.status_code}: {text}")
+            async for line in response.aiter_lines():
+                for sample in samples_in(line):
+                    yield sample
+    except httpx.TimeoutException:
+        limit = client.timeout.read
+        raise ServerError(504, f"vLLM's server has said nothing for rollout.timeout_s={limit:g}") from None
+    except httpx.TransportError as error:
+        raise ServerError(503, f"vLLM's server cannot be reached: {error or type(error).__name__}") from None
+
+
+def samples_in(line: str) -> Iterator[Sample]:
+    """Of one line of the stream."""
+    if not line.startswith("data: ") or line == "data: [DONE]":
+        return
+    found = json.loads(line.removeprefix("data: "))
+    if "error" in found:
+        raise ServerError(500, f"vLLM's server: {found['error']}")
+    for choice in found["choices"]:
+        ids = choice.get("token_ids") or []
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+            yield Sample(token, logprob, place + 1 == len(ids) and choice["finish_reason"] == "length")
