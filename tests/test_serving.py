@@ -25,7 +25,7 @@ from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.loop import Limits
 from srl.serving import backend
-from srl.serving.app import create_app
+from srl.serving.app import Request, answer, create_app, opened
 from srl.serving.backend import Sample, complete, free_port, vllm_server
 from srl.serving.conversation import Writing, converse, kind_at_end, turns_of
 from srl.tasks.problems import Problem, chain_problems
@@ -255,7 +255,7 @@ def test_the_stream_has_text_by_kind_and_ends_with_the_turns(endpoint):
         (asked(n=2), "n: "),
         (asked(temperature=-1), "temperature: "),
         (asked(max_tokens=0), "max_tokens: "),
-        (asked(seed=2**63), "seed: "),
+        (asked(seed="x"), "seed: "),
         ({"model": "srl"}, "messages: "),
     ],
 )
@@ -298,6 +298,21 @@ def test_no_more_tokens_are_sampled_than_the_request_allows(endpoint, upstream: 
     assert upstream.asked[0]["max_tokens"] == 7 and found["usage"]["completion_tokens"] == 7
     assert found["choices"][0]["finish_reason"] == "length"
     assert found["choices"][0]["message"]["stop_reason"] == "tokens"
+
+
+def test_a_seed_gives_every_turn_a_seed_of_its_own_and_every_request_the_same(chat: Chat, upstream: Upstream):
+    upstream.ids = tokens(chat, f"{WRONG} [VERIFY] wrong")
+    behind = httpx.AsyncClient(transport=httpx.MockTransport(upstream), base_url="http://vllm")
+    request = Request(**asked(temperature=1.0, seed=2**70))
+
+    async def whole() -> None:
+        async for _ in answer(opened(request, chat, Config()), request, behind, chat, Config(), "prompted"):
+            pass
+
+    asyncio.run(whole())
+    asyncio.run(whole())
+    seeds = [body["seed"] for body in upstream.asked]
+    assert len(seeds) == 6 and seeds[:3] == seeds[3:] and len(set(seeds)) == 3 and max(seeds) < 2**63
 
 
 def test_top_p_is_the_requests_or_that_of_rollouts(endpoint, upstream: Upstream):

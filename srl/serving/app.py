@@ -21,7 +21,7 @@ from starlette.requests import Request as Call
 from srl.config import Config, ConfigError
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import build_protocol
-from srl.rollout.loop import limits
+from srl.rollout.loop import limits, turn_seed
 from srl.serving.backend import ServerError, complete, connect
 from srl.serving.conversation import Piece, converse, turns_of
 from srl.trajectory import StopReason, Trajectory
@@ -57,7 +57,7 @@ class Request(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: int = Field(1, ge=1, le=1)
@@ -146,7 +146,9 @@ def answer(
     bounds = replace(limits(config), max_tokens=min(asked, default=0), top_p=request.top_p or config.rollout.top_p)
 
     def generate(token_ids: list[int], max_tokens: int):
-        return complete(client, token_ids, max_tokens, request.temperature, request.seed, chat.stop_ids, bounds.top_p)
+        # Another one for each turn: with the same, a revision falls into the errors of the attempt.
+        seed = None if request.seed is None else turn_seed(replace(trajectory, id=""))
+        return complete(client, token_ids, max_tokens, request.temperature, seed, chat.stop_ids, bounds.top_p)
 
     rules = build_protocol(protocol, config, chat)
     return converse(trajectory, rules, chat, generate, grammar=config.protocol.grammar, limits=bounds)
