@@ -48,6 +48,7 @@ examples:
 A run that was stopped continues at its first missing phase; fresh=true starts over.
 """
 OF_A_RUN = ("orm", "evaluate", "report", "weights")  # without --config: under the settings the run has, if it is there
+ASKS_A_MODEL = ("chat", "serve")  # that of a run as it was trained: under the settings of RUN for --model RUN/checkpoints/NAME
 MAY_START_OVER = ("run", "stage1", "sft", "rl")  # with fresh=true; everything else works with what is there
 
 
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.command = command
         options.names = [value for value in options.overrides if "=" not in value] if hasattr(module, "NAMES") else []
         options.overrides = [value for value in options.overrides if value not in options.names]
-        config = configuration(command, options.config, options.overrides)
+        config = configuration(command, options)
         if config.run.fresh and command not in MAY_START_OVER:
             raise ConfigError(f"fresh=true would delete the run that {command} needs; it is for {', '.join(MAY_START_OVER)}")
         module.run(options, config)
@@ -92,14 +93,23 @@ def command_name(arguments: list[str]) -> str:
     return command
 
 
-def configuration(command: str, file: str | None, overrides: list[str]) -> Config:
-    """Those of `file`, of the run that the overrides name, where the command works on one that is there, or of tiny.yaml."""
-    if command in OF_A_RUN and not file:
-        run = load_config("tiny.yaml", [value for value in overrides if parse_override(value)[0][0] == "run"]).run
-        folder = Path(run.directory, run.name)
-        if (folder / "config.yaml").is_file():
-            return load_run(folder, overrides)
+def configuration(command: str, options: argparse.Namespace) -> Config:
+    """Those of --config; without it those of a run that is there: the one whose model is asked, or that the settings name for a
+    command that works on one; else those of tiny.yaml."""
+    file, overrides = options.config, options.overrides
+    if not file and (folder := run_folder(command, options)) and (folder / "config.yaml").is_file():
+        return load_run(folder, overrides)
     return load_config(file or "tiny.yaml", overrides)
+
+
+def run_folder(command: str, options: argparse.Namespace) -> Path | None:
+    if command in ASKS_A_MODEL:
+        folder = Path(options.model).absolute()
+        return folder.parents[1] if folder.parent.name == "checkpoints" else None
+    if command in OF_A_RUN:
+        run = load_config("tiny.yaml", [value for value in options.overrides if parse_override(value)[0][0] == "run"]).run
+        return Path(run.directory, run.name)
+    return None
 
 
 def overview() -> argparse.ArgumentParser:

@@ -1,10 +1,11 @@
+import argparse
 from pathlib import Path
 
 import pytest
 import yaml
 
 from srl.config import CONFIGS, Config, ConfigError, load_config, load_run, valid_keys
-from srl.main import OF_A_RUN, configuration, main
+from srl.main import ASKS_A_MODEL, OF_A_RUN, configuration, main
 from srl.observe.run_directory import RunDirectory, identity, placement
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -279,19 +280,37 @@ def test_a_runs_own_file_gives_its_settings_again(file, overrides, tmp_path):
     assert load_run(tmp_path, ["rl.steps=8"]).rl.steps == 8
 
 
+def configured(command: str, *overrides: str, **options: str | None) -> Config:
+    return configuration(command, argparse.Namespace(**{"config": None, "overrides": list(overrides), **options}))
+
+
+@pytest.mark.parametrize("command", ASKS_A_MODEL)
+def test_a_runs_model_is_asked_under_the_settings_that_it_was_trained_with(command: str, tmp_path: Path):
+    of_run = load_config(
+        None, [f"run.directory={tmp_path}", "recipe=ppo-two-turn", "model.max_length=640", "prompts.revise=Again."]
+    )
+    RunDirectory(of_run).close()
+    model = str(tmp_path / of_run.run.name / "checkpoints" / "rl")
+    found = configured(command, model=model)
+    assert (found.protocol.name, found.model, found.prompts) == ("two_turn", of_run.model, of_run.prompts)
+    assert configured(command, "model.max_length=700", model=model).model.max_length == 700
+    assert configured(command, model=model, config="llama-3-8b.yaml").prompts == load_config("llama-3-8b.yaml", []).prompts
+    assert configured(command, model="embedded") == load_config("tiny.yaml", [])
+
+
 @pytest.mark.parametrize("command", OF_A_RUN)
 def test_a_runs_name_gives_the_actors_and_gpus_of_its_last_start(command: str, tmp_path: Path):
     name = ["name=gpu", f"run.directory={tmp_path}"]
     asked = load_config("qwen2.5-math-7b.yaml", [*name, "rollout.gpu_memory=0.5"])
     RunDirectory(asked).close()
-    found = configuration(command, None, name)
+    found = configured(command, *name)
     assert (found.rollout, found.learner, found.reward) == (asked.rollout, asked.learner, asked.reward)
     assert asked.rollout.gpus > 0 and found.rollout.gpu_memory == 0.5
 
     (tmp_path / "gpu" / "state.json").write_text("{}")  # from now on it is the same run or none
     again = asked.model_copy(update={"rollout": asked.rollout.model_copy(update={"timeout_s": 77.0})})
     RunDirectory(again).close()
-    found = configuration(command, None, [*name, "rollout.tensor_parallel=2", "rollout.gpus=2", "rollout.workers=3"])
+    found = configured(command, *name, "rollout.tensor_parallel=2", "rollout.gpus=2", "rollout.workers=3")
     assert (found.rollout.timeout_s, found.rollout.workers, found.rollout.gpus) == (77.0, 3, 2)
     assert found.learner == asked.learner
 
@@ -301,7 +320,7 @@ def test_neither_fresh_nor_the_place_of_a_folder_are_kept_in_it(tmp_path: Path):
     directory.close()
     moved = tmp_path / "here"
     directory.path.parent.rename(moved)
-    found = configuration("report", None, [f"run.directory={moved}"]).run
+    found = configured("report", f"run.directory={moved}").run
     assert (found.fresh, found.directory) == (False, str(moved))
 
 

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """What `chat` and `serve` both ask for: who answers, and in which form."""
     parser.add_argument(
-        "--model", required=True, metavar="DIR", help="Hugging Face folder or hub name, such as RUN/checkpoints/rl"
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="Hugging Face folder or hub name; RUN/checkpoints/rl is asked under the settings of RUN, others under --config",
     )
     parser.add_argument("--protocol", help="default: as trained; `prompted` for a model that was not trained to judge itself")
 
