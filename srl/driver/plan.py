@@ -1,5 +1,7 @@
 """Numbers that follow from a configuration, shown before anything is paid for: by --dry-run and by `plan`."""
 
+from collections.abc import Iterable
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -19,6 +21,7 @@ from srl.driver.scale import (
     state_bytes,
     stops_at,
 )
+from srl.learner.lora import add_adapters
 from srl.learner.model import LOGITS_AT_ONCE
 from srl.protocols.chat import first_line, model_folder
 
@@ -33,7 +36,7 @@ COUNTS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 def derived(config: Config) -> dict[str, str]:
     """Name -> readable value."""
     rl, sft, stage1, learner = config.rl, config.sft, config.stage1, config.learner
-    shape = model_shape(model_folder(config.model.path))
+    shape = model_shape(config)
     weights = shape.parameters * bytes_each(config)
     trajectories = rl.prompts * rl.group
     attempts = stage1.prompts * stage1.attempts
@@ -73,18 +76,26 @@ def learner_memory(config: Config, shape: Shape, reference: bool) -> str:
     return f"{gibibytes(size)}, activations of {config.learner.micro_batch_tokens:,} tokens included"
 
 
-def model_shape(path: str) -> Shape:
-    """From the model's configuration alone. Raises ConfigError if there is none."""
+def model_shape(config: Config) -> Shape:
+    """From the model's configuration alone. Raises ConfigError if there is none, or adapters that it cannot take."""
+    path, learner = model_folder(config.model.path), config.learner
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(found)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model configuration can be loaded from it: {first_line(error)}") from None
-    text = config.get_text_config()
+    parameters, adapters = count(model.parameters()), 0
+    if learner.lora_rank:
+        try:
+            add_adapters(model, learner.lora_rank, learner.lora_alpha, learner.lora_targets)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        adapters = count(parameter for parameter in model.parameters() if parameter.requires_grad)
+    text = found.get_text_config()
     heads = text.num_attention_heads
     return Shape(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         heads=heads,
@@ -92,12 +103,27 @@ def model_shape(path: str) -> Shape:
         head_width=getattr(text, "head_dim", None) or text.hidden_size // heads,
         inner=text.intermediate_size,
         vocabulary=text.vocab_size,
+        adapters=adapters,
+    )
+
+
+def count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def placed_on(config: Config, gpu: str) -> Config:
+    """That configuration with its actors on such machines, whatever it was written for."""
+    gpus = int(gpu != "cpu")
+    parts = {name: getattr(config, name) for name in ("learner", "rollout")}
+    return config.model_copy(
+        update={name: part.model_copy(update={"gpus": max(gpus, part.gpus * gpus)}) for name, part in parts.items()}
     )
 
 
 def placement_report(config: Config, gpu: str, devices: int, tokens: float, prompt: float) -> str:
     """What to set for so many devices, what a step takes, how it scales, and where that ends."""
-    machine, shape = MACHINES[gpu], model_shape(model_folder(config.model.path))
+    config = placed_on(config, gpu)
+    machine, shape = MACHINES[gpu], model_shape(config)
     work = rl_work(config, tokens, prompt)
     plan = plan_placement(config, shape, machine, work, devices, LOGITS_AT_ONCE)
     lines = [
@@ -129,10 +155,10 @@ def no_room(config: Config, shape: Shape, machine: Machine, devices: int) -> str
 
 def plan_lines(plan: Plan, work: Work, machine: Machine) -> list[str]:
     per_second = work.trajectories * work.sampled_tokens / plan.step_s
-    nodes = -(-plan.learners // machine.per_node) + -(-plan.engines * plan.tensor_parallel // machine.per_node)
-    where = f"nodes of {machine.per_node}, when learners and engines share none: {nodes}"
-    if plan.colocated:
-        where = f"nodes of {machine.per_node}, an engine beside every learner: {-(-plan.learners // machine.per_node)}"
+    apart = [plan.learners, plan.critics] + [plan.engines * plan.tensor_parallel] * (not plan.colocated)
+    nodes = sum(-(-devices // machine.per_node) for devices in apart)
+    how = "an engine beside every learner" if plan.colocated else "when learners and engines share none"
+    where = f"nodes of {machine.per_node}, {how}{', nor these and the critic' if plan.critics else ''}: {nodes}"
     on_gpus = machine is not MACHINES["cpu"]
     return [
         f"set: learner.workers={plan.learners} rollout.workers={plan.engines} rollout.tensor_parallel={plan.tensor_parallel} "

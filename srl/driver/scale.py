@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from srl.config import Config
+from srl.learner.engine import zero_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Shape:
     head_width: int
     inner: int
     vocabulary: int
+    adapters: int = 0  # parameters of learner.lora_rank's adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Plan:
     learner_gib: float
     rollout_gib: float
     colocated: bool
+    critics: int
 
     @property
     def step_s(self) -> float:
@@ -118,16 +121,22 @@ def logits_bytes(shape: Shape, tokens: int, at_once: int) -> float:
 
 
 def state_bytes(config: Config, shape: Shape, ranks: int, reference: bool) -> float:
-    """Weights, gradients and AdamW of the policy per rank by ZeRO stage (16 bytes a parameter), and the frozen reference."""
-    each = bytes_each(config)
-    parts = {"weights": each, "gradients": each, "optimizer": 16 - 2 * each}
+    """Weights, gradients and AdamW of the policy per rank by ZeRO stage, and the frozen reference, on its device.
+
+    A trained parameter has a gradient and two moments in float32 and, if it is itself in bfloat16, a float32 master: 16 bytes in
+    all, in bfloat16 18. With adapters only they have those, and the model without them is the reference. Offloaded to the host is
+    whatever is not a weight.
+    """
+    each, learner = bytes_each(config), config.learner
+    trained = shape.adapters or shape.parameters
+    weights = each * (shape.parameters + shape.adapters)
+    parts = {"weights": weights, "gradients": 4 * trained, "optimizer": (8 if each == 4 else 12) * trained}
     sharded = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: ("optimizer", "gradients", "weights")}
-    shards = sharded[config.learner.zero_stage]
-    policy = sum(size / (ranks if name in shards else 1) for name, size in parts.items())
-    if config.learner.offload_optimizer:
-        policy -= parts["optimizer"] / (ranks if "optimizer" in shards else 1)
-    frozen = each / (ranks if config.learner.zero_stage == 3 else 1) if reference else 0
-    return shape.parameters * (policy + frozen)
+    shards = sharded[zero_stage(config)]
+    here = {"weights": weights} if learner.offload_optimizer else parts
+    policy = sum(size / (ranks if name in shards else 1) for name, size in here.items())
+    copies = reference and not shape.adapters
+    return policy + copies * each * shape.parameters / (ranks if "weights" in shards else 1)
 
 
 def learner_bytes(config: Config, shape: Shape, ranks: int, reference: bool, at_once: int) -> float:
@@ -149,17 +158,17 @@ def bytes_each(config: Config) -> int:
 
 
 def rl_work(config: Config, sampled_tokens: float, prompt_tokens: float) -> Work:
-    """`passes` is the parameter passes per trained token, in forward passes: policy 3 (4 with recomputation), reference 1,
-    critic as the policy."""
-    policy = 4 if config.learner.gradient_checkpointing else 3
-    critic = policy if config.credit.advantage == "gae" else 0
-    return Work(
-        config.rl.prompts * config.rl.group,
-        sampled_tokens,
-        prompt_tokens,
-        config.rollout.max_response_tokens,
-        policy + 1 + critic,
-    )
+    """`passes` is the parameter passes per trained token, in forward passes, of policy and critic one after the other.
+
+    Of an epoch: forward 1, backward 2 (1 through weights that are not trained), recomputation 1, reference 1. Before it: what the
+    policy itself gives the tokens, where another may have sampled them, and the critic's values.
+    """
+    learner, objective, rl = config.learner, config.objective, config.rl
+    train = 3 + learner.gradient_checkpointing - (learner.lora_rank > 0)
+    own = objective.loss not in ("sft", "dpo", "kto") and (rl.ahead > 0 or config.model.dtype == "bfloat16")
+    critic = config.credit.needs_critic
+    passes = rl.epochs * (train * (1 + critic) + objective.needs_reference) + own + critic
+    return Work(rl.prompts * rl.group, sampled_tokens, prompt_tokens, config.rollout.max_response_tokens, passes)
 
 
 def concurrent_sequences(config: Config, shape: Shape, machine: Machine, tensor_parallel: int, length: float) -> int:
@@ -260,6 +269,7 @@ def evaluate_split(
         learner_gib,
         (weights / tensor_parallel + held * length * cache_bytes_per_token(config, shape) / tensor_parallel) / 2**30,
         config.rollout.colocate,
+        learners if config.credit.needs_critic else 0,
     )
 
 
