@@ -38,9 +38,9 @@ from srl.config import Config, load_config
 from srl.protocols.action import Generate, Protocol, Say, Stop
 from srl.protocols.chat import Chat
 from srl.rollout.engine import Engine, Sampling
-from srl.rollout.loop import run_trajectories, turn_seed
+from srl.rollout.loop import limits, run_trajectories, turn_seed
 from srl.rollout.thread import Job
-from srl.rollout.worker import RolloutWorker, limits
+from srl.rollout.worker import RolloutWorker
 from srl.tasks.problems import chain_problems
 from srl.trajectory import StopReason, Trajectory
 

@@ -75,3 +75,26 @@ def test_the_command_prints_a_line_for_each_size_and_staleness(capsys):
     assert first == "rollout.weight_update=finish learner.transfer=store"
     assert [line.split()[:2] for line in lines[1:]] == [["2", "0"], ["2", "1"], ["4", "0"], ["4", "1"]]
     assert lines[1].split()[2:4] == ["20.0", "2,560"]
+
+
+@pytest.mark.parametrize("mean", [100, 180, 300, 350])
+def test_lengths_have_the_mean_that_is_asked_for_although_none_is_longer_than_the_limit(mean: float):
+    found = simulate(Cluster(4, 100, 2560, 1e9, mean, 360, 0.6, prompts=512, steps=2))
+    assert found.step_s * found.tokens_s / (512 * 8) == pytest.approx(mean, rel=0.02)
+
+
+NUMBERS = ["--full", "2560", "--alone", "100", "--learner", "5120"]
+
+
+@pytest.mark.parametrize(
+    "line", [["size", *NUMBERS, "--tokens", "360"], ["plan", "--tokens", "1000"], ["plan", "--prompt", "500"]]
+)
+def test_means_that_the_limits_leave_no_room_for_are_refused(line: list[str], capsys):
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and line[-2] in error
+
+
+def test_engines_beside_learners_are_not_simulated_ahead(capsys):
+    assert main(["size", *NUMBERS, "--tokens", "100", "rollout.colocate=true"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [["1", "0"]]

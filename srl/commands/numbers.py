@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
+from srl.config import Config, ConfigError
+
 
 def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     return read(kind, lambda value: value >= least, f"of at least {least:g}")
@@ -40,3 +42,10 @@ def read(kind: Callable[[str], float], fits: Callable[[float], bool], wanted: st
         return value
 
     return number
+
+
+def check_mean(tokens: float, config: Config) -> None:
+    """Raises ConfigError for a mean length (--tokens) that the limit of a trajectory leaves no room for."""
+    if tokens >= config.rollout.max_response_tokens:
+        most = config.rollout.max_response_tokens
+        raise ConfigError(f"--tokens {tokens:g}: the mean of trajectories of at most rollout.max_response_tokens={most} is less")

@@ -2,8 +2,8 @@
 
 import argparse
 
-from srl.commands.numbers import above, at_least
-from srl.config import Config
+from srl.commands.numbers import above, at_least, check_mean
+from srl.config import Config, ConfigError
 
 MACHINES = ("h100", "h200", "a100", "cpu")
 
@@ -24,4 +24,9 @@ def run(options: argparse.Namespace, config: Config) -> None:
     from srl.driver.plan import placement_report
 
     tokens = options.tokens or config.rollout.max_response_tokens / 2
+    check_mean(tokens, config)
+    if options.prompt + tokens > config.model.max_length:
+        raise ConfigError(
+            f"--prompt {options.prompt:g}: with {tokens:g} sampled tokens above model.max_length={config.model.max_length}"
+        )
     print(placement_report(config, options.gpu, options.gpus, tokens, options.prompt))

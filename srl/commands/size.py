@@ -2,7 +2,7 @@
 
 import argparse
 
-from srl.commands.numbers import above, at_least, several
+from srl.commands.numbers import above, at_least, check_mean, several
 from srl.config import Config
 
 
@@ -24,10 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, config: Config) -> None:
     from srl.rollout.simulated import Cluster, simulate
 
+    check_mean(options.tokens, config)
     print(f"rollout.weight_update={config.rollout.weight_update} learner.transfer={config.transfer}")
     print("workers  ahead   s/step  tokens/s  rollout idle  learner idle")
     for workers in options.workers or [config.rollout.workers]:
-        for ahead in (0, 1):
+        for ahead in (0,) if config.rollout.colocate else (0, 1):
             shares = simulate(
                 Cluster(
                     workers,

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 from srl.protocols.action import Action, Generate, Protocol, Sampled, Stop
 from srl.rollout.backlog import Backlog, Order
@@ -22,11 +23,11 @@ from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
 class Cluster:
     """One worker generates `alone` tokens/s with one sequence and `full` with `max_sequences`; a step's time is linear between.
 
-    Lengths are log-normal with mean `mean_tokens`; `spread` is the standard deviation of their logarithm; none is longer than
-    `max_tokens`. The learner takes `learner_tokens_s` tokens/s and a sync `sync_s` seconds, in which engines stand still.
-    Rollouts may begin `ahead` steps before the weights of their own step are there: 0 is synchronous training. With `finish`
-    (rollout.weight_update) an engine first ends what runs and begins nothing, and the learner waits for all; if they load
-    `together` (learner.transfer broadcast, ipc) none goes on before all have.
+    Lengths are log-normal and cut at `max_tokens`, which leaves a mean of `mean_tokens`; before the cut the standard deviation of
+    their logarithm is `spread`. The learner takes `learner_tokens_s` tokens/s and a sync `sync_s` seconds, in which engines stand
+    still. Rollouts may begin `ahead` steps before the weights of their own step are there: 0 is synchronous training. With
+    `finish` (rollout.weight_update) an engine first ends what runs and begins nothing, and the learner waits for all; if they
+    load `together` (learner.transfer broadcast, ipc) none goes on before all have.
     """
 
     workers: int
@@ -66,13 +67,13 @@ class SimulatedEngine:
 
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
+        self.mu = location(cluster.mean_tokens, cluster.spread, cluster.max_tokens)
         self.now = self.busy_s = 0.0
         self.generated = 0.0  # tokens of a request that ran since the beginning
         self.ends: list[tuple[float, int, str]] = []  # heap of (when by that count, length, request)
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
-        mu = math.log(self.cluster.mean_tokens) - self.cluster.spread**2 / 2
-        drawn = round(random.Random(sampling.seed).lognormvariate(mu, self.cluster.spread))
+        drawn = round(random.Random(sampling.seed).lognormvariate(self.mu, self.cluster.spread))
         length = min(max(1, drawn), sampling.max_tokens)
         heapq.heappush(self.ends, (self.generated + length, length, request_id))
 
@@ -228,6 +229,23 @@ class Simulation:
             engine.advance(time)
 
 
+def location(mean: float, spread: float, most: float) -> float:
+    """The mean of the logarithm of log-normal lengths that have that mean when none is longer than `most`."""
+    if not spread:
+        return math.log(mean)
+    normal = NormalDist()
+
+    def cut_mean(mu: float) -> float:
+        at = (math.log(most) - mu) / spread
+        return math.exp(mu + spread**2 / 2) * normal.cdf(at - spread) + most * (1 - normal.cdf(at))
+
+    low, high = math.log(mean) - spread**2 / 2, math.log(most) + 9 * spread
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cut_mean(middle) < mean else (low, middle)
+    return high
+
+
 def one_generation(max_tokens: int) -> Protocol:
     def next_action(trajectory: Trajectory) -> Action:
         return Stop(StopReason.ANSWERED) if trajectory.turns else Generate(TurnKind.ATTEMPT, max_tokens)
@@ -239,7 +257,9 @@ def one_generation(max_tokens: int) -> Protocol:
 
 
 def simulate(cluster: Cluster) -> Shares:
-    """Raises ValueError for a cluster without workers or prompts."""
+    """Raises ValueError for a cluster without workers or prompts, and for a mean length that none may have."""
     if min(cluster.workers, cluster.prompts, cluster.group, cluster.steps) < 1:
         raise ValueError(f"a cluster needs workers, prompts, a group and steps: {cluster}")
+    if cluster.mean_tokens >= cluster.max_tokens:
+        raise ValueError(f"a mean of {cluster.mean_tokens:g} tokens needs longer ones than {cluster.max_tokens}")
     return Simulation(cluster).run()
