@@ -1,14 +1,15 @@
 """Which samples become demonstrations, and how many of each class."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.config import Stage1Config
-from srl.pipelines.assemble import balance, choose
+from srl.config import Config, Stage1Config
+from srl.pipelines.assemble import REMEDIES, balance, choose, remedy
 from srl.pipelines.classes import candidates
 from srl.trajectory import Outcome
 from tests.demonstration_rows import A, V, family, row
@@ -42,7 +43,8 @@ def test_a_correct_attempt_and_a_verdict_that_says_so_is_d3():
     [
         ([row("p/a0", True)], "attempt: never judged, the problem had enough of its kind"),
         ([row("p/a0", True), row("p/a0/v0", True, "wrong")], "correct attempt: no verdict agrees"),
-        ([row("p/a0", True), row("p/a0/v0", True, None)], "correct attempt: no verdict agrees"),
+        ([row("p/a0", True), row("p/a0/v0", True, None)], "correct attempt: no verdict has the form"),
+        ([row("p/a0", False), row("p/a0/v0", False, None)], "wrong attempt: no verdict has the form"),
         ([row("p/a0", False), row("p/a0/v0", False, "correct")], "wrong attempt: no verdict agrees"),
         ([row("p/a0", False), row("p/a0/v0", False, "wrong")], "wrong attempt: no revision is right"),
         (
@@ -82,6 +84,15 @@ def test_an_attempt_that_was_cut_off_is_no_demonstration_and_neither_is_a_revisi
     rows[2]["truncated"] = True
     assert chosen(rows)[0] == [("D1", ["p/a0", "p/a0/v0", "p/a0/v0/r1"])]
     assert chosen([rows[0] | {"truncated": True}, *rows[1:]]) == ([], {"attempt: cut by the token budget": 1})
+
+
+def test_when_nothing_stays_the_commonest_reason_names_settings_that_there_are():
+    left = {"wrong attempt: no verdict has the form": 9, "attempt: cut by the token budget": 3}
+    assert remedy(left) == f"most left as 'wrong attempt: no verdict has the form': see {REMEDIES['no verdict has the form']}"
+    assert remedy({"D1: cap per problem": 2}) == remedy({}) == "sample more with stage1.prompts or stage1.attempts"
+    for setting in re.findall(r"\w+\.\w+", " ".join(REMEDIES.values())):
+        section, key = setting.split(".")
+        assert hasattr(getattr(Config(), section), key), setting
 
 
 def test_verdicts_of_an_attempt_must_agree_with_its_grade_as_often_as_asked():

@@ -66,6 +66,16 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+# By how a reason ends
+REMEDIES = {
+    "cut by the token budget": "rollout.max_attempt_tokens",
+    "no verdict has the form": "prompts.verify, which should ask for words of protocol.grammar, and rollout.max_verdict_tokens",
+    "no verdict agrees": "prompts.verify and stage1.verdicts",
+    "too few of its verdicts agree": "stage1.agreement",
+    "no revision is right": "prompts.revise and stage1.wrong_revisions",
+    "read otherwise than sampled": "prompts.joiner",
+    "longer than model.max_length": "model.max_length",
+}
 LIGHT = ["id", "prompt_id", "class"]
 
 
@@ -204,7 +214,7 @@ def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any
     if not kept:
         raise ConfigError(
             f"stage1: no demonstrations from {len(files)} sample files: classes {dict(Counter(r['class'] for r in light))}, "
-            f"dropped {dict(dropped)}; sample more with stage1.prompts or stage1.attempts"
+            f"dropped {({name: n for name, n in dropped.items() if n})}; {remedy(dropped)}"
         )
     dropped["balance of the mix"] += len(light) - len(kept)
     splits = split_of({row["prompt_id"] for row in light if row["id"] in kept}, config)
@@ -212,6 +222,13 @@ def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any
     shutil.rmtree(parts)
     card = data_card(config, statistics, {name: n for name, n in sorted(dropped.items()) if n}, shown, examples)
     return card, sorted((row for one in found for row in one["difficulty"]), key=lambda row: row["prompt_id"])
+
+
+def remedy(dropped: Mapping[str, int]) -> str:
+    """What to set, when attempts left for these reasons and none stayed."""
+    most = max(dropped, key=lambda reason: dropped[reason], default="")
+    settings = next((settings for end, settings in REMEDIES.items() if most.endswith(end)), "")
+    return f"most left as {most!r}: see {settings}" if settings else "sample more with stage1.prompts or stage1.attempts"
 
 
 def check_tokenizer(file: Path, chat: Chat) -> None:

@@ -28,6 +28,8 @@ def candidates(attempt: Row, children: Mapping[str, Sequence[Row]], least_agreem
     if not children.get(attempt["id"]):
         return [], "attempt: never judged, the problem had enough of its kind"
     side = "correct attempt" if attempt["outcome"] == Outcome.CORRECT else "wrong attempt"
+    if not verdicts:
+        return [], f"{side}: no verdict has the form"
     agreeing = [verdict for verdict in verdicts if verdict["accepted"]]
     told_wrong = [verdict for verdict in verdicts if verdict["verdict"] == Verdict.WRONG]
     if verdicts and len(agreeing) / len(verdicts) < least_agreement:
