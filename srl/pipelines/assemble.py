@@ -212,10 +212,9 @@ def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any
         for index in balance([row["class"] for row in light], [row["id"] for row in light], config.stage1, config.run.seed)
     }
     if not kept:
-        raise ConfigError(
-            f"stage1: no demonstrations from {len(files)} sample files: classes {dict(Counter(r['class'] for r in light))}, "
-            f"dropped {({name: n for name, n in dropped.items() if n})}; {remedy(dropped)}"
-        )
+        classes, reasons = dict(Counter(row["class"] for row in light)), {name: n for name, n in dropped.items() if n}
+        found = f"classes {classes}, dropped {reasons}"
+        raise ConfigError(f"stage1: no demonstrations from {len(files)} sample files: {found}; {remedy(reasons)}")
     dropped["balance of the mix"] += len(light) - len(kept)
     splits = split_of({row["prompt_id"] for row in light if row["id"] in kept}, config)
     shown, examples = write_demonstrations(demonstrations(parts, kept), splits, target)
