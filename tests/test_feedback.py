@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import get_args
 
+import httpx
 import pytest
 from test_protocol import CHAIN, CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, ScriptedEngine, ids_of, kinds, play
 
@@ -293,6 +294,14 @@ def test_a_judge_that_is_not_named_or_not_there_is_refused_before_anything_is_sa
     for url in ("http://127.0.0.1:9/v1", ""):
         with pytest.raises(ConfigError, match=f"protocol.judge_url='{url}': no server with a model answers there"):
             make_judges(load_config(None, ["protocol.judge=served", f"protocol.judge_url={url}"]), ())
+
+
+@pytest.mark.parametrize("body", [[], {}, {"data": []}, {"data": [None]}])
+def test_an_address_where_something_else_answers_is_no_judge(monkeypatch: pytest.MonkeyPatch, body):
+    reply = httpx.Response(200, json=body, request=httpx.Request("GET", "http://host/v1/models"))
+    monkeypatch.setattr(httpx.Client, "get", lambda client, path: reply)
+    with pytest.raises(ConfigError, match="protocol.judge_url='http://host/v1': no server with a model answers there"):
+        make_judges(load_config(None, ["protocol.judge=served", "protocol.judge_url=http://host/v1"]), ())
 
 
 def test_every_protocol_but_the_single_steps_can_be_trained():

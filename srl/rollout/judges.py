@@ -69,7 +69,7 @@ def served(config: Config) -> Judge:
     client = httpx.Client(base_url=protocol.judge_url, timeout=2 * protocol.judge_timeout_s)
     try:
         model = client.get("/models").raise_for_status().json()["data"][0]["id"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:  # of JSON, of its form
         raise ConfigError(f"protocol.judge_url={protocol.judge_url!r}: no server with a model answers there ({error})") from None
 
     def ask(trajectory: Trajectory) -> Verdict | None:
