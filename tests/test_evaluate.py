@@ -222,7 +222,7 @@ def test_a_mixture_of_usable_and_unusable_output_loses_no_problem(tmp_path: Path
     assert row["trajectories"] == 60 and row["scaling"]["n"] == [1, 2, 3]
 
 
-def test_what_workers_failed_on_counts_as_wrong_and_is_asked_again(tmp_path: Path):
+def test_what_workers_failed_on_counts_as_wrong_and_is_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     class Failing(Answering):
         def stream(self, *arguments) -> Iterator[list[Trajectory]]:
             for place, group in enumerate(super().stream(*arguments)):
@@ -233,8 +233,10 @@ def test_what_workers_failed_on_counts_as_wrong_and_is_asked_again(tmp_path: Pat
     config = config_in(tmp_path)
     row = measure(Failing(config, lambda item: SOLVED % item.gold), cell(), PROBLEMS, quietly)
     assert (row["stops"]["failed"], row["final"]) == (5, 75.0)  # every fourth of 20
+    assert "WARNING m on b: workers died or hung with 5 of 20 trajectories, which count as wrong" in capsys.readouterr().out
     again = Answering(config, lambda item: SOLVED % item.gold)
     assert measure(again, cell(), PROBLEMS, quietly)["final"] == 100.0 and len(again.asked) == 5
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_methods_of_a_run_use_its_checkpoints_and_protocols(tmp_path: Path):

@@ -170,7 +170,7 @@ def test_the_page_counts_why_trajectories_stopped_and_explains_those_that_failed
     (directory / "results.json").write_text(json.dumps({"rows": [row]}))
     page = write_report(directory).read_text("utf-8")
     assert "<th>stopped because</th><th>no verdict</th><th>failed</th>" in page and "<td>2</td><td>1</td>" in page
-    assert "the next evaluation asks it again" in page and "No room" not in page
+    assert "evaluate --model asks it again" in page and "No room" not in page
 
 
 def test_the_test_of_a_gain_is_named_by_what_it_is():

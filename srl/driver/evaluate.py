@@ -9,6 +9,7 @@ from srl.driver.session import Session
 from srl.evaluation.cell import Cell, Trajectories, fingerprint
 from srl.evaluation.metrics import summarise
 from srl.evaluation.scaling import scaling
+from srl.observe.progress import say
 from srl.tasks.problems import Problem
 from srl.trajectory import StopReason, Trajectory, to_record
 
@@ -55,6 +56,11 @@ def measure(session: Session, cell: Cell, problems: list[Problem], progress: Cal
         # What workers failed on says nothing of the model: it counts as wrong now and is asked again next time.
         store.add([trajectory for trajectory in block if trajectory.stop_reason is not StopReason.FAILED])
         found.update((trajectory.id, trajectory) for trajectory in block)
+    if failed := sum(found[name].stop_reason is StopReason.FAILED for name, _ in names):
+        say(
+            f"WARNING {cell.method} on {cell.benchmark}: workers died or hung with {failed} of {len(names)} trajectories, which "
+            "count as wrong; evaluate --model asks them again"
+        )
     store.count(problem.prompt_id for problem in problems)
     return record(session, cell, [found[name] for name, _ in names])
 

@@ -170,7 +170,7 @@ def ends_table(rows: list[dict[str, Any]]) -> str:
     body = [[name_cell(row), *(number((row.get("stops") or {}).get(end), ",") for end in ends)] for row in rows]
     notes = {
         StopReason.NO_ROOM: "No room: the question leaves no room for an answer in the model's length.",
-        StopReason.FAILED: "Failed: workers died or hung with it; it counts as wrong, and the next evaluation asks it again.",
+        StopReason.FAILED: "Failed: workers died or hung with it; it counts as wrong, and evaluate --model asks it again.",
     }
     said = " ".join(note for reason, note in notes.items() if reason in ends)
     ended = table(["stopped because", *(end.replace("_", " ") for end in ends)], body)
