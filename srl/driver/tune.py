@@ -25,6 +25,8 @@ def tune_sampling(config: Config, temperatures: Sequence[float], problems: int, 
     """
     check_engines(config)
     train = [problem for named in check_start(config, [])["train"].values() for problem in named][:problems]
+    if len(train) < problems:
+        say(f"{len(train)} problems: there are no more, or stage1.prompts={config.stage1.prompts} takes no more")
     run = RunDirectory(config)
     session = Session(config, run)
     scores = []
