@@ -15,7 +15,7 @@ from srl.evaluation.metrics import TRANSITIONS, summarise
 from srl.evaluation.report import browser
 from srl.evaluation.report.browser import choose
 from srl.evaluation.report.page import write_report
-from srl.evaluation.report.results import asked_how, stage_rows, tiles
+from srl.evaluation.report.results import ENDS, asked_how, stage_rows, tiles
 from srl.evaluation.report.training import timeline
 from srl.evaluation.scaling import scaling
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict, to_record
@@ -170,7 +170,8 @@ def test_the_page_counts_why_trajectories_stopped_and_explains_those_that_failed
     (directory / "results.json").write_text(json.dumps({"rows": [row]}))
     page = write_report(directory).read_text("utf-8")
     assert "<th>stopped because</th><th>no verdict</th><th>failed</th>" in page and "<td>2</td><td>1</td>" in page
-    assert "evaluate --model asks it again" in page and "No room" not in page
+    assert "Trajectories. No verdict: nothing was said of the answer; failed: workers died" in page and "verified:" not in page
+    assert set(ENDS) == set(StopReason)
 
 
 def test_the_test_of_a_gain_is_named_by_what_it_is():

@@ -13,6 +13,21 @@ MOST_DUMBBELLS = 12
 MOST_FLOWS = 9
 FLOW_COLOURS = {(0, 0): BLUE, (0, 1): RED, (1, 0): GREEN, (1, 1): GREY}
 FLOWS = {(0, 0): RIGHT_RIGHT, (0, 1): RIGHT_WRONG, (1, 0): WRONG_RIGHT, (1, 1): WRONG_WRONG}
+ENDS = {
+    StopReason.VERIFIED: "the last verdict was “correct”",
+    StopReason.ROUNDS: "revised as often as allowed",
+    StopReason.ANSWERED: "the protocol asks for no verdict",
+    StopReason.NO_VERDICT: "nothing was said of the answer",
+    StopReason.NO_REVISION: "nothing came after “wrong”",
+    StopReason.LENGTH: "cut off",
+    StopReason.TOKENS: "all tokens of a trajectory used up",
+    StopReason.TIME: "all seconds of a trajectory used up",
+    StopReason.ACCEPTED: "the judge called the answer right",
+    StopReason.REJECTED: "the judge called it wrong, and the protocol goes on from right ones only",
+    StopReason.UNJUDGED: "the judge said nothing",
+    StopReason.NO_ROOM: "the question leaves no room for an answer",
+    StopReason.FAILED: "workers died or hung with it; it counts as wrong, and evaluate --model asks it again",
+}
 NO_ROWS = missing("results.json is missing or has no rows yet.")
 RL = {"rl", "ppo", "grpo"}
 
@@ -110,10 +125,10 @@ def results_section(run: RunFiles) -> str:
         "no revision after “wrong”, or cut off; answers, tokens: sampled per trajectory; n: problems."
     )
     more = (
-        "CL and CS: share of right (wrong) first attempts whose final answer is right; RSS: 0.5 when correcting changes nothing; "
-        "edit ratio: edit distance of first and last answer over their lengths, where there was a revision; p: turn 1 "
-        "against final, McNemar's exact test (with several samples per problem, the sign test over problems). Intervals: 95 %, "
-        "bootstrap over problems."
+        "CL and CS: share of right (wrong) first attempts whose final answer is right; where right ones are told that they "
+        "are wrong, 100 − CL is p(c→i); RSS: 0.5 when correcting changes nothing; edit ratio: edit distance of first and last "
+        "answer over their lengths, where there was a revision; p: turn 1 against final, McNemar's exact test (with several "
+        "samples per problem, the sign test over problems). Intervals: 95 %, bootstrap over problems."
     )
     main = table(
         ["method"] + [heading for heading, _ in COLUMNS.values()], [cells(row, COLUMNS) for row in run.rows], kind="wide"
@@ -168,13 +183,9 @@ def ends_table(rows: list[dict[str, Any]]) -> str:
     if not ends:
         return ""
     body = [[name_cell(row), *(number((row.get("stops") or {}).get(end), ",") for end in ends)] for row in rows]
-    notes = {
-        StopReason.NO_ROOM: "No room: the question leaves no room for an answer in the model's length.",
-        StopReason.FAILED: "Failed: workers died or hung with it; it counts as wrong, and evaluate --model asks it again.",
-    }
-    said = " ".join(note for reason, note in notes.items() if reason in ends)
+    said = "; ".join(f"{end.replace('_', ' ')}: {ENDS[end]}" for end in ends)
     ended = table(["stopped because", *(end.replace("_", " ") for end in ends)], body)
-    return f"<div>{ended}{missing(said) if said else ''}</div>"
+    return f"<div>{ended}{missing(f'Trajectories. {said[0].upper()}{said[1:]}.')}</div>"
 
 
 def verdict_section(run: RunFiles) -> str:
