@@ -24,6 +24,7 @@ BRACKETED = re.compile(r"(?:\\left)?\s*(?:[(\[]|\\\{|\\begin)")
 BASED = re.compile(r"(-?)0*([\w.]+)_\{?(\d+)\}?")  # 2516_8
 ASSIGNED = re.compile(rf"(?![eEiI])({SYMBOL}) ?= ?([^=]+)")  # x = 5
 SHORTHAND = re.compile(r"\\[pm][pm](?![a-z])|\\cup|\\in(?![a-z])|=|<|>|\\[lg]eq?(?![a-z])")  # may stand for several values
+RELATION = re.compile(r"\s*(?:[<>]|\\(?:[lg](?:t|eq?|eqq|eqslant)|neq?|not|sim)(?![A-Za-z]))")  # math-verify drops it from < 5
 RELATIVE_TOLERANCE = 1e-9  # between numbers that are written out, at least one of them with a fraction or exponent
 
 
@@ -59,7 +60,9 @@ def decide(answer: str | None, gold: Gold) -> tuple[Outcome | None, str]:
 
 
 def other_shape(left: str, right: str) -> bool:
-    """Whether two answers cannot be equal because of what they are: lists of other lengths, a number and a tuple."""
+    """Whether two answers cannot be equal because of what they are: lists of other lengths, a number and a tuple, 5 and < 5."""
+    if bool(RELATION.match(left)) != bool(RELATION.match(right)):
+        return True
     if SHORTHAND.search(left) or SHORTHAND.search(right) or BRACKETED.match(left):
         return False
     wanted = values(right)
