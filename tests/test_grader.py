@@ -68,6 +68,9 @@ def rows(name: str) -> list[dict]:
     \$15,000             | 15000
     \frac{25}{13}        | 1\frac{12}{13}
     0.\overline{3}       | \frac{1}{3}
+    3pi/4                | \frac{3\pi}{4}
+    x**2 + sin(x)        | \sin x + x^2
+    \le 5                | \leq 5
     \big( 1, 2 \big)     | (1,2)
     C, B                 | \text{B,C}
     \text{B and C}       | \text{B, C}
@@ -122,6 +125,10 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     x=6                        | 5
     x=0.33                     | \frac{1}{3}
     0.28                       | 28
+    < 5                        | 5
+    \neq 5                     | 5
+    5                          | \geq 5
+    sin(x)                     | \cos x
     B                          | \text{B,C}
     A, B, C                    | \text{B,C}
     \frac12 - \frac32 i        | \frac{1+3i}{2}

@@ -35,6 +35,9 @@ SHORT_FRACTION = re.compile(  # \frac65, \frac9{19}, and \frac\pi2, of which mat
 WHOLE_AND_PART = re.compile(r"(?<![\w.,/^}])(?<!\d )(\d+) ([1-9]\d*)/(\d+)(?![\d./])")  # 2 3/4: math-verify makes 5/4 of it
 MIXED = re.compile(rf"^({SIGN})(\d+)\s*\\[dt]?frac\s*\{{\s*([1-9]\d*)\s*\}}\s*\{{\s*(\d+)\s*\}}(?=\s*(?:\\?%)?$)")
 REPEATING = re.compile(rf"({SIGN})(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{{\s*(\d+)\s*\}}|(\d))")  # 0.1\overline{6}
+PLAIN_NAME = re.compile(  # pi and sin(x) as a calculator has them, of which math-verify makes products of letters
+    r"(?<![\\A-Za-z{])(pi(?![A-Za-z])|(?:sin|cos|tan|cot|sec|csc|ln|log|exp)(?=\())\s*"
+)
 SHORT_ROOT = re.compile(r"\\sqrt\s*(\d)(?![\d.])")  # \sqrt2
 NOT_A_UNIT = re.compile(  # words that change the number before them
     rf"\b(?:{'|'.join(SCALES)}|dozen|half|halves|thirds|fifths|tenths|squared|cubed|factorial|root|base|not|percent|per|mod"
@@ -88,7 +91,7 @@ def normalise(answer: str) -> str:
     text = SHORT_FRACTION.sub(lambda match: rf"\{match[1]}{{{match[2]}}}" + (f"{{{match[3]}}}" if match[3] else ""), text)
     if len(text) <= LONGEST_NUMBER:
         text = MIXED.sub(improper, WHOLE_AND_PART.sub(with_fraction, text))
-    text = SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+    text = SHORT_ROOT.sub(r"\\sqrt{\1}", PLAIN_NAME.sub(r"\\\1 ", text.replace("**", "^")).rstrip())
     text = GROUPED_ARGUMENT.sub(lambda match: match.group().replace(",", ""), text)
     text = text.replace(r"\langle", "(").replace(r"\rangle", ")")  # \langle 1,2 \rangle is 1.2 to math-verify
     text = re.sub(r"\\varnothing(?![a-z])", r"\\emptyset", text)
