@@ -6,7 +6,6 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
 
 from srl.config import ConfigError, load_config
 from srl.learner.batch import weighted_example
@@ -47,17 +46,6 @@ def test_what_is_exported_and_imported_again_trains_the_same_tokens(chat, protoc
     again = demonstration(json.loads(json.dumps(record(ours))), chat)
     assert (again["token_ids"], again["weights"]) == (ours["token_ids"], ours["weights"])
     assert {key: again[key] for key in ("id", "prompt_id", "class")} == {key: ours[key] for key in ("id", "prompt_id", "class")}
-
-
-@pytest.fixture
-def two_ends(tokenizer_folder, tmp_path: Path) -> Chat:
-    """As Qwen's base models: the tokenizer's end token is not the one that its template puts after messages."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|endoftext|>"]})
-    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", "'<|end|>'")
-    tokenizer.eos_token = "<|endoftext|>"
-    tokenizer.save_pretrained(tmp_path)
-    return Chat(str(tmp_path), config().prompts)
 
 
 @pytest.mark.parametrize("protocol", ["long_chain", "two_turn"])

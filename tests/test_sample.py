@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from srl.config import ConfigError, Stage1Config, load_config
 from srl.driver.stage1 import sampling_passes
+from srl.pipelines.assemble import check_tokenizer
 from srl.pipelines.sample import Turns, begin_try, on_last_try
 from srl.pipelines.samples import block_label, blocks_of, is_accepted, missing_blocks, problems_in, sample_row, write_block
 from srl.pipelines.tree import EngineLoop, Sampler, continued
@@ -239,6 +240,17 @@ def test_steps_that_another_model_took_are_replayed_by_id(chat, tokenizer_folder
     assert {row["kind"] for name, row in both.items() if name in teacher.prompts} == {R}
     assert {name: row for name, row in both.items() if row["kind"] != R} == base
     assert set(teacher.prompts) == set(both) - set(base) and teacher.prompts
+
+
+def test_a_teacher_may_end_its_answers_with_another_token(chat, two_ends, tokenizer_folder, tmp_path):
+    # As the base and the instruct models of one family. What the base wrote stays; the teacher is shown its own end of a message.
+    base, _ = grow(two_ends, tokenizer_folder, a0_right_verdicts_wrong, steps=(A, V))
+    both, teacher = grow(chat, tokenizer_folder, a0_right_verdicts_wrong, steps=(R,), recorded=base)
+    assert {name: row for name, row in both.items() if row["kind"] != R} == base
+    for prompt in teacher.prompts.values():
+        assert two_ends.end_id not in prompt and prompt.count(chat.end_id) == 5  # three of the user, two answers
+    write_block(list(both.values()), {}, tmp_path / "b.parquet")
+    check_tokenizer(tmp_path / "b.parquet", two_ends)
 
 
 def test_an_engine_that_fails_fails_everybody_who_waits(chat, tokenizer_folder):

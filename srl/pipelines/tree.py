@@ -191,6 +191,8 @@ class Sampler:
 
     async def _turn(self, kind: TurnKind, trajectory: Trajectory) -> tuple[Trajectory, Row]:
         """The trajectory with one more turn, graded if it answers, and that turn's row."""
+        if kind not in self.steps:
+            return self._replayed(kind, trajectory)
         protocol, temperature, seed = self.protocols[kind], self.config.stage1.temperature, 0
         trajectory.stop_reason = StopReason.ANSWERED
         while not isinstance(action := protocol.next_action(trajectory), Stop):
@@ -204,22 +206,24 @@ class Sampler:
                 trajectory.stop_reason = StopReason.LENGTH
                 break
             sampling = Sampling(budget, temperature, seed, self.config.rollout.top_p)
-            done = await self._completion(kind, trajectory.id, ids, sampling)
+            done = await self.generate(trajectory.id, ids, sampling)
             protocol.receive(trajectory, Sampled(kind, done.token_ids, done.logprobs, 0, done.finished_by_length))
             trajectory.stop_reason = StopReason.LENGTH if done.finished_by_length else StopReason.ANSWERED
         if kind is not TurnKind.VERDICT:
             if self.config.reward.answers == "stated":
                 state_answers([trajectory])
             trajectory.turns[-1].outcome = await self.grade((trajectory.id, trajectory.turns[-1].answer, trajectory.gold))
-        recorded = self.recorded.get(trajectory.id, {}) if kind not in self.steps else {}
-        origin = {key: recorded[key] for key in ("seed", "temperature", "weights") if key in recorded}
-        return trajectory, sample_row(trajectory, seed, temperature, self.weights) | origin
+        return trajectory, sample_row(trajectory, seed, temperature, self.weights)
 
-    async def _completion(self, kind: TurnKind, name: str, ids: list[int], sampling: Sampling) -> Completion:
-        if kind in self.steps:
-            return await self.generate(name, ids, sampling)
-        row = self.recorded[name]
-        return Completion(name, row["token_ids"], row["logprobs"], row["truncated"])
+    def _replayed(self, kind: TurnKind, trajectory: Trajectory) -> tuple[Trajectory, Row]:
+        """The same with what another model wrote, whose row stays as it is; this one is shown its own end token in its place."""
+        row, protocol = self.recorded[trajectory.id], self.protocols[kind]
+        while isinstance(action := protocol.next_action(trajectory), Say):
+            trajectory.turns.append(said(self.chat, trajectory, action))
+        ids = row["token_ids"] if row["truncated"] else [*row["token_ids"][:-1], self.chat.end_id]
+        protocol.receive(trajectory, Sampled(kind, ids, row["logprobs"], 0, row["truncated"]))
+        trajectory.turns[-1].outcome = row["outcome"] and Outcome(row["outcome"])
+        return trajectory, row
 
 
 def full_sides(taken: Mapping[bool, int], cap: int) -> set[bool]:
