@@ -108,6 +108,16 @@ def test_tokens_of_the_pieces_are_those_that_were_sampled(chat, name):
     assert not any(turn.sampled for turn in trajectory.turns)  # never data for a policy ratio
 
 
+@pytest.mark.parametrize("protocol", ["long_chain", "two_turn"])
+def test_a_teachers_end_token_is_not_trained(chat, two_ends, protocol):
+    # A tokenizer that has both; the model ends its messages with <|end|>, the teacher, which wrote the revision, with the other.
+    rows, own = path("D1", chat), Chat(two_ends.tokenizer.name_or_path, config().prompts)
+    own.end_id, own.stop_ids = chat.end_id, chat.stop_ids
+    clean = render("D1", rows, config(protocol), own)
+    rows[2] |= {"token_ids": [*rows[2]["token_ids"][:-1], two_ends.end_id]}
+    assert render("D1", rows, config(protocol), own) == clean
+
+
 def test_weights_of_d1_token_by_token(chat):
     trajectory = render("D1", path("D1", chat), config(), chat)
     example = weighted_example(trajectory)

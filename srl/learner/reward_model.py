@@ -16,7 +16,7 @@ def outcome_example(name: str, prompt_ids: Sequence[int], answer_ids: Sequence[i
     `answer_ids` may be an attempt or revision from anywhere in a conversation: an end token of its own, and what joins it to
     what came before, do not count.
     """
-    ids, joiner = [token for token in answer_ids if token not in chat.stop_ids], chat.joiner()
+    ids, joiner = chat.without_end(list(answer_ids)), chat.joiner()
     if joiner and ids[: len(joiner)] == joiner:
         ids = ids[len(joiner) :]
     before = [0.0] * (len(prompt_ids) + len(ids))

@@ -232,7 +232,7 @@ def remedy(dropped: Mapping[str, int]) -> str:
 
 def check_tokenizer(file: Path, chat: Chat) -> None:
     row = next(problems_in(file, ["prompt_id", "text", "token_ids"]))[0]
-    if chat.decode(row["token_ids"]) != row["text"]:
+    if chat.decode(chat.without_end(row["token_ids"])) != row["text"]:
         raise ConfigError(f"{file}: its token ids do not read as its text, so these samples are of another tokenizer")
 
 

@@ -46,7 +46,7 @@ def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajec
 
 def sampled_piece(row: Row, chat: Chat, grammar: str) -> tuple[list[int], str]:
     """Token ids without those that end a message, and text; of a verdict up to its marker: what follows is cut (section 3.1)."""
-    ids = [token for token in row["token_ids"] if token not in chat.stop_ids]
+    ids = chat.without_end(row["token_ids"])
     if row["kind"] != TurnKind.VERDICT or (match := only_match(row["text"], grammar)) is None:
         return ids, row["text"]
     return ids[: chat.tokens_before(ids, match.end())], row["text"][: match.end()]

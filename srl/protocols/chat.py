@@ -21,6 +21,7 @@ class Chat:
         self.prompts = prompts
         self.end_id: int = self.tokenizer.eos_token_id
         self.stop_ids = stop_ids(self.tokenizer)
+        self.special_ids = frozenset(self.tokenizer.all_special_ids)
 
     def opening(self, question: str, before: Sequence[Mapping[str, str]] = ()) -> list[int]:
         """Prompt of a conversation about one problem, up to where the model answers; `before` are messages of an earlier one."""
@@ -55,6 +56,11 @@ class Chat:
     def decode(self, ids: list[int]) -> str:
         """Text without the end token."""
         return self.tokenizer.decode([token for token in ids if token not in self.stop_ids], skip_special_tokens=False)
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """Without what ended the message: of this model or, for samples of another with these tokens, any special token."""
+        ids = ids[:-1] if ids and ids[-1] in self.special_ids else ids
+        return [token for token in ids if token not in self.stop_ids]
 
     def tokens_before(self, ids: list[int], characters: int) -> int:
         """The fewest first tokens whose text has at least that many characters."""
