@@ -60,6 +60,8 @@ def test_a_recipe_goes_over_the_file_and_overrides_go_over_the_recipe(tmp_path):
         ("recipe=pog", r"run.recipe=pog: no such file; shipped: cream.yaml, dapo.yaml"),
         ("credit.rewards={wisdom: 1}", r"credit.rewards=wisdom: there is none of that name; there are turn_outcome, "),
         ("rl.filters=[none]", r"rl.filters=none: there is none of that name; there are final_right, "),
+        ("rl.filters=[':f']", r"rl.filters=:f: there is none of that name; there are final_right, "),
+        ("rl.filters=['.x:f']", r"rl.filters=.x:f: there is none of that name; there are final_right, "),
         ("objective.pairs=[d4]", r"objective.pairs=d4: there is none of that name; there are correctness, "),
         ("objective.loss=ppo", r"objective.loss=ppo: there is none of that name; there are policy, sft, dpo, kto, or "),
         ("objective.loss=math:cosine", r"objective.loss=math:cosine: module 'math' has no attribute 'cosine'"),

@@ -14,7 +14,7 @@ def look_up(setting: str, name: str, table: Mapping[str, Choice]) -> Choice:
     if name in table:
         return table[name]
     module, colon, function = name.partition(":")
-    if not colon:
+    if not colon or not module or module.startswith("."):
         raise ConfigError(f"{setting}={name}: there is none of that name; there are {', '.join(table)}, or module:function")
     try:
         return getattr(importlib.import_module(module), function)
