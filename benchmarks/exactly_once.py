@@ -3,7 +3,7 @@
     python -m benchmarks.exactly_once [--kills 5] [--seed 0] [--folder DIR] [section.key=value ...]
 
 Prints JSON: the kills (which process, after how many blocks), how many samples there are, how often an id occurs twice, and
-whether the rows, by id, are those of the undisturbed run. Exit status 1 if they are not.
+whether the rows, by id, are those of the undisturbed run. Exit status 1 if they are not, or if the run ended before all kills.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def main() -> int:
     done = disturbed(folder / "disturbed", victims, options.seed, options.settings)
     result = {"kills": done, **comparison(folder / "undisturbed", folder / "disturbed")}
     print(json.dumps(result, indent=1))
-    return 0 if equal(result) else 1
+    return 0 if equal(result) and len(done) == len(victims) else 1
 
 
 if __name__ == "__main__":
