@@ -476,17 +476,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     line = [sys.executable, "-m", "srl.main", "serve", "--model", "embedded", "--protocol", "prompted", "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1])
-    deadline = time.monotonic() + 240
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                break
-        except httpx.TransportError:
+    deadline = time.monotonic() + Config().rollout.start_timeout_s  # when it gives up itself
+    try:
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}/v1"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) in (0, 130), log.read_text()
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert code in (0, 130), log.read_text()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def ask(url: str, problem: Problem, **more) -> dict:
