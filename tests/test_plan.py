@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from srl.config import Config, ConfigError, load_config
 from srl.driver.plan import derived, model_shape, placement_report
@@ -29,7 +29,7 @@ from srl.driver.scale import (
     sync_s,
 )
 from srl.learner.batch import Example, collate
-from srl.learner.model import LOGITS_AT_ONCE, TokenLogprobs
+from srl.learner.model import FAMILIES, LOGITS_AT_ONCE, TokenLogprobs
 from srl.learner.packing import ATTENTION
 from srl.main import main
 
@@ -273,6 +273,14 @@ def test_a_plan_names_the_settings_and_a_misfit_the_remedies(tmp_path: Path):
     assert "set: learner.workers=12 rollout.workers=4 rollout.tensor_parallel=1" in text
     assert "with this batch, twice 512 devices" in text
     assert "does not fit: a learner rank takes" in placement_report(config, "h100", 2, 900, 150)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_that_is_trained_can_be_planned(family: str, tmp_path: Path):
+    AutoConfig.for_model(family, num_hidden_layers=2).save_pretrained(tmp_path)
+    shape = model_shape(paper(f"model.path={tmp_path}"))
+    assert shape.parameters > 0 and shape.layers == 2
+    assert shape.inner == (3072 if family in ("gpt2", "opt") else AutoConfig.for_model(family).intermediate_size)
 
 
 def test_a_critic_has_nodes_of_its_own(tmp_path: Path):

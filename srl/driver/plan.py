@@ -30,6 +30,7 @@ WAYS = {
     "ipc": "opening the learner's memory (ipc)",
     "broadcast": "broadcast from the first learner",
 }
+INNER = ("intermediate_size", "ffn_dim", "n_inner")  # of the feed-forward layers; OPT and GPT-2 have names of their own
 COUNTS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
@@ -101,7 +102,7 @@ def model_shape(config: Config) -> Shape:
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_width=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        inner=text.intermediate_size,
+        inner=next((width for name in INNER if (width := getattr(text, name, None))), 4 * text.hidden_size),
         vocabulary=text.vocab_size,
         adapters=adapters,
     )
