@@ -49,10 +49,11 @@ def test_the_positions_are_those_that_collate_trains():
     assert trained_positions(one) == collate([one], 0).trained[0].nonzero().flatten().tolist() == [2, 3]
 
 
-def test_age_is_counted_in_versions_and_tokens():
+def test_age_is_counted_in_updates_and_tokens():
     def turn(version: int, count: int) -> Turn:
         return Turn(TurnKind.ATTEMPT, [1] * count, logprobs=[-1.0] * count, weight_version=version)
 
     said = Turn(TurnKind.INSTRUCTION, [1] * 50)
     trajectory = Trajectory("t", "p", "q", "1", [1], [turn(4, 3), said, turn(6, 1)])
-    assert policy_age([trajectory], 6) == {"policy_age": 1.5, "policy_age_max": 2.0}
+    assert policy_age([trajectory], {4: 2, 5: 1, 6: 0}) == {"policy_age": 1.5, "policy_age_max": 2.0}
+    assert policy_age([trajectory], {6: 0}) == {"policy_age": 0.75, "policy_age_max": 1.0}  # 4 is unknown

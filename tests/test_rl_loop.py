@@ -322,10 +322,14 @@ def test_lost_learners_start_again_from_the_last_checkpoint(tmp_path_factory, mo
     assert sorted(trained(folder)) == list(range(STEPS * PROMPTS))
 
 
-def test_a_loss_with_bound_zero_ends_where_an_undisturbed_run_does(tmp_path_factory):
+def test_a_loss_with_bound_zero_ends_where_an_undisturbed_run_does_and_makes_no_token_older(tmp_path_factory):
     value, moments = whole(tmp_path_factory.mktemp("alone"))
     for moment in moments[8:40:3]:
-        assert play(tmp_path_factory.mktemp("lost"), 0, World(lost=frozenset({moment}))).value == value
+        folder = tmp_path_factory.mktemp("lost")
+        lost = play(folder, 0, World(lost=frozenset({moment})))
+        assert lost.value == value and not any(lost.ages)
+        ages = [record["policy_age_max"] for record in read_lines(folder / "metrics.jsonl") if record["phase"] == "rl"]
+        assert ages == [0] * STEPS
 
 
 @pytest.mark.parametrize(("ahead", "every"), [(0, 1), (0, 3), (1, 1), (1, 3)])

@@ -90,6 +90,8 @@ class Training:
         self.selection = Selection(settings.patience)
         self.store = checkpoints(session.config, session.run.path)
         self.step, self.version = 0, 0
+        self.updates = 0  # of the policy that the workers hold
+        self.updates_of: dict[int, int] = {}  # by weight version; the same policy may be sent again under another one
         self.history: list[dict[str, Any]] = []
         self.taken: dict[int, list[Trajectory]] = {}
         self.previous: Bundle | None = None
@@ -137,6 +139,8 @@ class Training:
         """The checkpoint's state, also of the ledger; whether the flow still fits is for the caller to say."""
         self.step, version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
         self.version = max(self.version, version)
+        if self.previous is not None:
+            self.updates_of[self.previous.version] = self.updates - 1
         self.history = forget_after(self.session.run, self.step)
 
     def shake_hands(self) -> None:
@@ -177,13 +181,13 @@ class Training:
         self.rest()
         clock.lap("reward_s")
         rate = settings.learning_rate * schedule(self.step, settings.steps, settings.warmup_steps, decay=False)
-        age = policy_age(trajectories, self.session.pool().version)
+        age = policy_age(trajectories, {version: abs(self.updates - old) for version, old in self.updates_of.items()})
         off_policy = age["policy_age_max"] > 0 or self.session.config.model.dtype == "bfloat16"
         updated = {**self.update.step(trajectories + extra, self.step, rate, off_policy), **age}
         clock.lap("learner_s")
         if updated["optimizer_steps"] or self.session.config.rollout.colocate:  # who sleeps has forgotten the weights
             self.previous = self.session.pool().fleet.weights if settings.previous_share else None
-            updated |= self.publish()
+            updated |= self.publish(changed=updated["optimizer_steps"] > 0)
         clock.lap("weights_s")
         self.settle()
         metrics = step_metrics(trajectories, updated, clock, rate, self.session.pool().version)
@@ -197,15 +201,17 @@ class Training:
         if better or self.step % self.session.config.learner.checkpoint_every == 0 or self.finished():
             self.save()
 
-    def publish(self) -> dict[str, float]:
-        """Every rollout worker holds the learners' weights. Seconds and bytes of the parts of the way."""
+    def publish(self, changed: bool = False) -> dict[str, float]:
+        """Every rollout worker holds the learners' weights, `changed` or not. Seconds and bytes of the parts of the way."""
         self.rest()
         started = time.monotonic()
         self.version = max(self.version, self.session.pool().version) + 1
+        self.updates_of[self.version] = self.updates + changed
         weights = self.update.learners.publish(self.version)
         sent = time.monotonic()
         parts = self.session.pool().load_weights(weights)
         done = time.monotonic()
+        self.updates += changed
         parts |= {"wait": done - sent - parts.get("transfer", 0.0) - parts.get("load", 0.0), "all": done - started}
         parts |= weights.seconds
         return {**{f"sync_{name}_s": round(value, 4) for name, value in parts.items()}, "sync_bytes": weights.size}

@@ -53,9 +53,11 @@ def trained_positions(example: Example) -> list[int]:
     return [position for position, weight in enumerate(example.weights) if weight > 0 and position > 0]
 
 
-def policy_age(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
-    """How many weight versions old sampled tokens are when version `version` is about to be trained: mean over tokens, oldest."""
-    ages = [(version - turn.weight_version, len(turn.token_ids)) for t in trajectories for turn in t.turns if turn.sampled]
+def policy_age(trajectories: Sequence[Trajectory], age: Mapping[int, int]) -> dict[str, float]:
+    """How many updates of the policy ago tokens were sampled: mean over tokens, oldest. `age` has that of each weight version;
+    one that is not in it, of a recorded trajectory, counts as 1.
+    """
+    ages = [(age.get(turn.weight_version, 1), len(turn.token_ids)) for t in trajectories for turn in t.turns if turn.sampled]
     tokens = sum(count for _, count in ages)
     return {
         "policy_age": sum(age * count for age, count in ages) / max(1, tokens),
