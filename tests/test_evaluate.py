@@ -10,6 +10,7 @@ import pytest
 
 from srl.config import Config, ConfigError, load_config
 from srl.driver import models
+from srl.driver.check import check_start
 from srl.driver.evaluate import evaluate, measure
 from srl.driver.problems import load_task, shared
 from srl.evaluation.cell import Cell
@@ -323,6 +324,15 @@ def test_a_large_benchmark_is_asked_all_over_by_its_name_and_by_its_file(tmp_pat
     numbers = sorted(int(problem.question[:-1]) for problem in by_name)
     assert len(numbers) == 30 and numbers[0] < 15 and numbers[-1] > 85
     assert by_name == models.benchmarks_of([own], config_in(tmp_path, "evaluate.problems=30"), [])[0]["own"]
+
+
+def test_evaluations_alone_read_no_training_data(tmp_path: Path):
+    """Golds are parsed when they are read: for NuminaMath-CoT that takes longer than many an evaluation."""
+    own = problems_file(tmp_path / "own.jsonl", "Start at 47: (1) +38 (2) -19 = ?")
+    config = config_in(tmp_path, "task.name=file", f"task.train={tmp_path}/none.jsonl", f"task.test.own={own}")
+    assert [len(tests) for tests in check_start(config, ["evaluate-base", "evaluate-rl"])["test"].values()] == [1]
+    with pytest.raises(ConfigError, match=r"none\.jsonl: no such file"):
+        check_start(config, ["evaluate-base", "sample"])
 
 
 def test_test_problems_that_are_trained_on_are_counted(tmp_path: Path):

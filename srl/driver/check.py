@@ -8,7 +8,7 @@ from fsspec.core import url_to_fs
 from srl.config import Config, ConfigError
 from srl.driver.cluster import check_address, check_port
 from srl.driver.policy import recipe_functions
-from srl.driver.problems import check_wording, load_task, shared
+from srl.driver.problems import check_wording, load_task, load_tests, shared
 from srl.driver.resume import checkpoints
 from srl.driver.rl import start_folder
 from srl.driver.stage1 import demonstrations_file, sampling_passes
@@ -31,13 +31,14 @@ READ = {"assemble": assemble.COLUMNS, "orm": attempts.COLUMNS}  # of the samples
 
 
 def check_start(config: Config, phases: Sequence[str]) -> Uses:
-    """The task's problems, for a start of these phases. Raises ConfigError."""
+    """The task's problems, for a start of these phases: evaluations alone read no training data. Raises ConfigError."""
     check_settings(config, phases)
     check_port(config)
     check_address(config)
     if starts_engines(config, phases):
         check_engines(config)
-    problems = load_task(config)
+    evaluates = bool(phases) and all(phase.startswith("evaluate-") for phase in phases)
+    problems = {"test": load_tests(config)} if evaluates else load_task(config)
     for sentence in shared(problems):
         say(f"WARNING {sentence}")
     check_wording(config, every(problems))

@@ -43,7 +43,7 @@ def load_task(config: Config) -> dict[str, dict[str, list[Problem]]]:
 
 def shared(uses: dict[str, dict[str, list[Problem]]]) -> list[str]:
     """A sentence for each benchmark with questions that are trained on or validated with, word for word."""
-    seen = {problem.prompt_id for use in ("train", "rl", "validation") for own in uses[use].values() for problem in own}
+    seen = {problem.prompt_id for use, own in uses.items() if use != "test" for some in own.values() for problem in some}
     counts = {name: sum(problem.prompt_id in seen for problem in tests) for name, tests in uses["test"].items()}
     return [
         f"{count} of {len(uses['test'][name])} problems of {name} are also trained on or validated with"
