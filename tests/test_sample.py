@@ -88,10 +88,11 @@ def test_a_revision_is_accepted_when_it_is_right(outcome):
 
 
 class Writer:
-    """An engine that finishes running requests in an order of the test's choice; `text` says what each request writes."""
+    """An engine that finishes running requests in an order of the test's choice; `text` says what each request writes, `cut`
+    which of them the token budget ends."""
 
-    def __init__(self, chat: Chat, text: Callable[[str], str], rng: random.Random):
-        self.chat, self.text, self.rng = chat, text, rng
+    def __init__(self, chat: Chat, text: Callable[[str], str], rng: random.Random, cut: str = ""):
+        self.chat, self.text, self.rng, self.cut = chat, text, rng, cut
         self.running: dict[str, Sampling] = {}
         self.prompts: dict[str, list[int]] = {}
         self.seeds: dict[str, int] = {}
@@ -105,7 +106,7 @@ class Writer:
         done = self.rng.choice(sorted(self.running))
         del self.running[done]
         ids = [*self.chat.tokenizer(self.text(done), add_special_tokens=False).input_ids, self.chat.end_id]
-        return [Completion(done, ids, [-0.5] * len(ids), False)]
+        return [Completion(done, ids, [-0.5] * len(ids), done == self.cut)]
 
     def abort(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -121,12 +122,13 @@ def grow(
     recorded=None,
     steps=(A, V, R),
     max_active: int = 100,
+    cut: str = "",
     **stage1,
 ):
     """Rows by id of problems p0, p1, ... whose answer is 10, and the engine."""
     settings = {"attempts": 4, "verdicts": 2, "wrong_revisions": 3, "correct_revisions": 1, "wave": 4, **stage1}
     config = load_config(None, [f"model.path={folder}", *(f"stage1.{key}={value}" for key, value in settings.items())])
-    engine = Writer(chat, text, random.Random(seed))
+    engine = Writer(chat, text, random.Random(seed), cut)
 
     async def grade(request):
         return RIGHT if request[1] == request[2] else WRONG
@@ -160,6 +162,13 @@ def test_a_verdict_that_says_correct_or_breaks_the_format_is_not_revised(chat, t
         ("p0/a0/v0", "correct"),
         ("p0/a0/v1", None),
     ]
+
+
+def test_nothing_is_sampled_after_an_attempt_that_was_cut(chat, tokenizer_folder):
+    rows, _ = grow(chat, tokenizer_folder, a0_right_verdicts_wrong, 1, attempts=2, cut="p0/a1")
+    assert rows["p0/a1"]["truncated"]
+    assert [name for name in rows if name.startswith("p0/a1")] == ["p0/a1"]
+    assert "p0/a0/v1" in rows
 
 
 def test_all_trees_share_one_running_batch_and_a_step_waits_only_for_its_own_attempt(chat, tokenizer_folder):

@@ -165,11 +165,14 @@ class Sampler:
         return Trajectory(name, problem.prompt_id, problem.question, problem.gold, opening, seed=seed)
 
     async def _tree(self, root: Trajectory, full: Collection[bool]) -> list[Row]:
-        """One attempt, its verdicts and revisions; nothing after an attempt of a side (right or wrong) that is full."""
+        """One attempt, its verdicts and revisions; nothing after an attempt that was cut, which no demonstration may begin with,
+        or of a side (right or wrong) that is full."""
         attempts = await self._step(TurnKind.ATTEMPT, [root])
-        if not attempts or (attempts[0][0].turns[-1].outcome is Outcome.CORRECT) in full:
-            return [row for _, row in attempts]
-        attempt = attempts[0][0]
+        if not attempts:
+            return []
+        attempt, row = attempts[0]
+        if row["truncated"] or (attempt.turns[-1].outcome is Outcome.CORRECT) in full:
+            return [row]
         roots = [continued(attempt, f"v{n}") for n in range(self.config.stage1.verdicts)]
         verdicts = await self._step(TurnKind.VERDICT, roots)
         revisions = await self._step(TurnKind.REVISION, self._to_revise([verdict for verdict, _ in verdicts]))
