@@ -2,12 +2,13 @@
 
 Measured: rollout (vLLM), reward, learner (packed, DeepSpeed) and weight sync of one step of the embedded task, from `--model`
 (a fine-tuned one, whose answers are long and of many lengths; or the base model). With --trl, a Python that has TRL installed,
-its GRPOTrainer takes steps in between: same model, problems, group size, longest response, optimizer, no KL, float32, one thread
-(of srl: in each process; engine and learner take turns). It samples with `generate` of transformers, its default, all
-trajectories at once. With --bfloat16 both use that: TRL by autocast and with gradient checkpointing, as are its defaults; srl in
-the weights, with the correction for what that changes. Each learns from what it sampled itself, so models and answers differ from
-the second step on; `tokens` of both are printed. Processor time, of this process and all it started against TRL's process, says
-how much work it is where the machine does other things too. The first round warms up.
+its GRPOTrainer takes steps in between: same model, problems, group size, longest response, optimizer, no KL, float32, the same
+number of cores (--cores): as threads of TRL's process and of srl's learner, and as engines of one thread, which take turns with
+the learner. TRL samples with `generate` of transformers, its default, all trajectories at once. With --bfloat16 both use that:
+TRL by autocast and with gradient checkpointing, as are its defaults; srl in the weights, with the correction for what that
+changes. Each learns from what it sampled itself, so models and answers differ from the second step on; `tokens` of both are
+printed. Processor time, of this process and all it started against TRL's process, says how much work it is where the machine does
+other things too. The first round warms up.
 
 Simulated: steps per hour with `rl.ahead` 0, 1, 2 and 4 against 0, with the real ledger, and engines that sample groups of
 log-normal length side by side, one each; no model runs (--simulate: this alone). When weights come, engines do what
@@ -20,6 +21,7 @@ import argparse
 import contextlib
 import heapq
 import json
+import os
 import random
 import tempfile
 import time
@@ -107,7 +109,8 @@ def measured(options: argparse.Namespace, folder: str) -> dict:
     config = load_config(
         None,
         [
-            "learner.threads=1", "rollout.threads=1", f"run.directory={folder}", f"model.path={options.model}", "recipe=grpo",
+            f"learner.threads={options.cores}", f"rollout.workers={options.cores}", "rollout.threads=1",
+            f"run.directory={folder}", f"model.path={options.model}", "recipe=grpo",
             f"model.dtype={'bfloat16' if options.bfloat16 else 'float32'}", "objective.kl=0", "rl.mini_batches=1",
             f"rl.prompts={options.prompts}", f"rl.group={options.group}", *options.settings,
         ],
@@ -131,7 +134,8 @@ def measured(options: argparse.Namespace, folder: str) -> dict:
     if trainer:
         trainer.close()
     # The first round warms up.
-    shape = {"prompts": options.prompts, "group": options.group, "longest": config.rollout.max_response_tokens}
+    shape = {name: getattr(options, name) for name in ("cores", "prompts", "group")}
+    shape["longest"] = config.rollout.max_response_tokens
     return {**shape, "settings": options.settings, **summary(ours[1:], theirs[1:])}
 
 
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="that each side may use")
     parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
     parser.add_argument("--bfloat16", action="store_true", help="instead of float32")
     parser.add_argument("--simulate", action="store_true", help="only the simulation")

@@ -6,7 +6,7 @@ Written against what vLLM 0.27 to 0.32 share.
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -207,7 +207,7 @@ class Engine:
         for request_id in request_ids:
             self.begun.pop(request_id, None)
 
-    def load_weights(self, buckets: Sequence[Bucket] | Feed, version: int) -> dict[str, float]:
+    def load_weights(self, buckets: Iterable[Bucket] | Feed, version: int) -> dict[str, float]:
         """Replace all weights by those in the buckets; the seconds of their `transfer`, where vLLM fetched them, and `load`.
 
         Running requests keep their tokens; their keys and values are computed again with the new weights. An engine that sleeps
@@ -249,7 +249,7 @@ class Engine:
                 raise ValueError(str(error)) from error
             raise
 
-    def _updates(self, buckets: Sequence[Bucket] | Feed) -> Iterator[dict[str, Any] | Link]:
+    def _updates(self, buckets: Iterable[Bucket] | Feed) -> Iterator[dict[str, Any] | Link]:
         """One per bucket. Workers in this process read it where it lies; others map it as a file, or fetch it themselves."""
         if isinstance(buckets, Feed):
             yield from (item if isinstance(item, Link) else {"parts": item} for item in buckets)

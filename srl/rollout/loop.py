@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from srl.trajectory import StopReason, Trajectory, Turn, TurnKind
 from srl.weights.bucket import Bucket
 from srl.weights.feed import Feed
 
-Arriving = Sequence[Bucket] | Feed  # weights that are here, or that come part by part
+Arriving = Iterable[Bucket] | Feed  # weights that are here, or that come part by part
 JUDGES_S = 0.05  # longest sleep when only judges work
 
 

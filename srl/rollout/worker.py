@@ -80,10 +80,10 @@ class RolloutWorker:
         return self.thread.collect(timeout_s), dict(self.thread.loop.counts)
 
     def load_weights(self, bundle: Bundle, finish_first: bool) -> tuple[int, dict[str, float]]:
-        """Replace the weights; returns their version, and the seconds of `transfer` (fetching, checking) and `load`.
+        """Replace the weights; returns their version, and the seconds of `transfer` (fetching) and `load`.
 
         With `finish_first` the running trajectories end under the old weights; otherwise they go on under the new ones. Waiting
-        for them is part of `load`. Raises ValueError when a bucket arrives changed.
+        for them is part of `load`, and so is checking a bucket before it is loaded. Raises ValueError when one arrives changed.
         """
         started = time.monotonic()
         buckets = receive(bundle, self.config.rollout.timeout_s)

@@ -2,9 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +69,24 @@ def write_bucket(bucket: Bucket, file: Path) -> None:
             out.write(array)
 
 
-def as_files(buckets: Sequence[Bucket], folder: Path) -> Iterator[Path]:
+def as_files(buckets: Iterable[Bucket], folder: Path) -> Iterator[Path]:
     """Each bucket as a file in the folder, while the next one is written, and then deleted: who maps it may keep it."""
-    files = [folder / f"{index:05d}.safetensors" for index in range(len(buckets))]
+
+    def lent(file: Path, writing: Future) -> Iterator[Path]:
+        writing.result()
+        yield file
+        file.unlink()
+
+    earlier: tuple[Path, Future] | None = None
     with ThreadPoolExecutor(1, "write-weights") as thread:
-        coming = thread.submit(write_bucket, buckets[0], files[0])
-        for file, bucket, following in zip_longest(files, buckets[1:], files[1:]):
-            coming.result()
-            if bucket:
-                coming = thread.submit(write_bucket, bucket, following)
-            yield file
-            file.unlink()
+        for index, bucket in enumerate(buckets):
+            file = folder / f"{index:05d}.safetensors"
+            coming = file, thread.submit(write_bucket, bucket, file)
+            if earlier:
+                yield from lent(*earlier)
+            earlier = coming
+        if earlier:
+            yield from lent(*earlier)
 
 
 def folder_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -102,6 +108,8 @@ def checksum(bucket: Bucket) -> str:
     return digest.hexdigest()
 
 
-def check_bucket(bucket: Bucket, expected: str, version: int, index: int) -> None:
+def check_bucket(bucket: Bucket, expected: str, version: int, index: int) -> Bucket:
+    """The bucket. Raises ValueError when it is not what was sent."""
     if (found := checksum(bucket)) != expected:
         raise ValueError(f"weights version {version}, bucket {index}: checksum {found} instead of {expected}")
+    return bucket

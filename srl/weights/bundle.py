@@ -1,11 +1,11 @@
 """The weights of one version on their way from learner to rollout: buckets in Ray's object store.
 
 Each node pulls every bucket once, however many tensors it holds and however many rollout actors share the node. An actor checks
-the buckets where they lie in shared memory; its engine reads them there.
+the buckets where they lie in shared memory; its engine reads them there, each once it is checked.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -89,12 +89,17 @@ def put_bundle(version: int, tensors: Iterable[tuple[str, torch.Tensor]], bucket
     return Bundle(version, [part[:2] for part in parts], sum(part[2] for part in parts))
 
 
-def receive(bundle: Bundle, timeout_s: float) -> list[Bucket]:
-    """Fetch and check every bucket; they lie in this node's object store until they are dropped.
+def receive(bundle: Bundle, timeout_s: float) -> Iterator[Bucket]:
+    """Fetch every bucket, and hand each out once it is checked; a thread checks ahead of whoever takes them.
 
-    Raises ValueError for a bucket that arrives changed, ray's GetTimeoutError when not all arrive in `timeout_s`.
+    They lie in this node's object store until they are dropped. Raises ray's GetTimeoutError when not all arrive in `timeout_s`,
+    and where a bucket that arrived changed is taken, ValueError.
     """
     received = ray.get([reference for reference, _ in bundle.buckets], timeout=timeout_s)
-    for index, (bucket, (_, expected)) in enumerate(zip(received, bundle.buckets, strict=True)):
-        check_bucket(bucket, expected, bundle.version, index)
-    return received
+    thread = ThreadPoolExecutor(1, "check-weights")
+    checked = [
+        thread.submit(check_bucket, bucket, expected, bundle.version, index)
+        for index, (bucket, (_, expected)) in enumerate(zip(received, bundle.buckets, strict=True))
+    ]
+    thread.shutdown(wait=False)
+    return (future.result() for future in checked)
