@@ -5,7 +5,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from srl.config import ConfigError
+from srl.config import ConfigError, load_config
+from srl.driver.problems import load_task
 from srl.tasks.chains import split_of
 from srl.tasks.problems import Problem, chain_problems, load_problems
 
@@ -49,8 +50,7 @@ def test_golds_are_found_where_the_datasets_keep_them(tmp_path: Path) -> None:
 
 def test_a_question_that_occurs_again_is_dropped_and_limit_counts_the_rest(tmp_path: Path) -> None:
     source = write(tmp_path / "p.jsonl", [ROWS[0], ROWS[0], ROWS[1]])
-    assert len(load_problems(source, "problem", "answer")) == 2
-    assert [problem.question for problem in load_problems(source, "problem", "answer", limit=1)] == ["What is 1 + 1?"]
+    assert len(load_problems(source, "problem", "answer")) == len(load_problems(source, "problem", "answer", 2)) == 2
 
 
 def test_rows_left_out_for_their_question_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,16 +63,30 @@ def test_rows_left_out_for_their_question_are_counted(tmp_path: Path, capsys: py
     )
 
 
-def test_some_problems_of_a_sorted_benchmark_are_from_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_problems_of_a_sorted_data_set_are_from_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is sorted by subject, as MATH is, whose first thousand problems are algebra."""
     source = write(tmp_path / "p.jsonl", [{"problem": f"{'abcd'[i // 100]}{i}?", "answer": f"{i}"} for i in range(400)])
-    some = load_problems(source, "problem", "answer", 100, shuffled=True)
+    some = load_problems(source, "problem", "answer", 100)
     subjects = [problem.question[0] for problem in some]
     assert len(some) == 100 and all(15 <= subjects.count(name) <= 35 for name in "abcd")  # sd of each count: 3.8
     assert capsys.readouterr().out == f"{source}: 100 of its 400 problems, by chance\n"
-    assert some[:20] == load_problems(source, "problem", "answer", 20, shuffled=True)
-    every = load_problems(source, "problem", "answer", 400, shuffled=True)
+    assert some[:20] == load_problems(source, "problem", "answer", 20)
+    every = load_problems(source, "problem", "answer", 400)
     assert set(every) == set(load_problems(source, "problem", "answer")) and every[:100] == some
+
+
+def test_training_and_validation_problems_are_from_all_of_a_sorted_file_and_no_problem_is_both(tmp_path: Path) -> None:
+    source = write(tmp_path / "p.jsonl", [{"problem": f"{'abcd'[i // 100]}{i}?", "answer": f"{i}"} for i in range(400)])
+    settings = [
+        "stage1.prompts=100", "rl.prompts=8", "rl.steps=2", "evaluate.validation_problems=100", "task.name=file",
+        f"task.train={source}", f"task.test.own={source}",
+    ]  # fmt: skip
+    uses = load_task(load_config(None, settings))
+    train, validation = uses["train"]["train"], uses["validation"]["validation"]
+    assert len(train) == len(validation) == 100 and not set(train) & set(validation)
+    for some in (train, validation):
+        subjects = [problem.question[0] for problem in some]
+        assert all(13 <= subjects.count(name) <= 37 for name in "abcd")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

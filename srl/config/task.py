@@ -19,7 +19,7 @@ class TaskConfig(Section):
         "",
         description="Training problems: BENCHMARK, BENCHMARK=FILE, JSON lines or Parquet file, or hub name. For `file`.",
     )
-    validation: str = Field("", description="Validation problems, same forms; empty takes the first of `train`.")
+    validation: str = Field("", description="Validation problems, same forms; empty holds out some of `train`.")
     test: dict[str, str] = Field({}, description="Benchmarks: name -> file or hub name. Only for `file`.")
     question_key: str = Field("problem", description="Column with the problem text.")
     answer_key: str = Field("answer", description="Column with the gold answer.")

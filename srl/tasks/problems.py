@@ -30,17 +30,15 @@ class Problem:
     gold: str
 
 
-def load_problems(
-    source: str, question_key: str, answer_key: str, limit: int | None = None, *, shuffled: bool = False
-) -> list[Problem]:
+def load_problems(source: str, question_key: str, answer_key: str, limit: int | None = None) -> list[Problem]:
     """Problems of a benchmark (`NAME`, `NAME:SPLIT`, `NAME=FILE`; srl/tasks/benchmarks.py), a .jsonl, .json or .parquet file,
     or another hub dataset (`NAME` or `NAME:SPLIT`, split `train`).
 
-    Reading ends after `limit` problems. `shuffled`: all are read, and of all `limit` are taken in the order of their ids, which
-    is by chance and always the same: many benchmarks are sorted by subject. Questions that occur again are left out, which is
-    said. Outside benchmarks the gold is the text after GSM8K's `####`, the last box of a text that has one, else the value
-    itself; a list is joined with ", "; rows without `answer_key` take the last box of `solution`. Raises ConfigError naming
-    source and row, also for a gold that cannot be read; of a benchmark such rows are left out, which is said.
+    With a `limit` so many of all are taken in the order of their ids, which is by chance and always the same: many data sets are
+    sorted by subject. Questions that occur again are left out, which is said. Outside benchmarks the gold is the text after
+    GSM8K's `####`, the last box of a text that has one, else the value itself; a list is joined with ", "; rows without
+    `answer_key` take the last box of `solution`. Raises ConfigError naming source and row, also for a gold that cannot be read;
+    of a benchmark such rows are left out, which is said.
     """
     name, _, file = source.partition("=")
     benchmark = BENCHMARKS.get(name.partition(":")[0])
@@ -48,8 +46,6 @@ def load_problems(
     places: dict[str, int] = {}
     without_answer, again, contradicting = [], [], []
     for number, row in read_rows(source) if benchmark is None else benchmark_rows(benchmark, name, file):
-        if limit is not None and len(problems) >= limit and not shuffled:
-            break
         place = f"{source}, row {number}"
         if benchmark is None:
             question, gold = row_question(row, question_key, place), row_gold(row, answer_key, place)
@@ -62,8 +58,8 @@ def load_problems(
         if (there := problems.setdefault(problem.prompt_id, problem)) is not problem:
             (again if there.gold == gold else contradicting).append(number)
         places.setdefault(problem.prompt_id, number)
-    if shuffled:
-        if limit is not None and len(problems) > limit:
+    if limit is not None:
+        if len(problems) > limit:
             say(f"{source}: {limit} of its {len(problems)} problems, by chance")
         problems = {prompt_id: problems[prompt_id] for prompt_id in sorted(problems)[:limit]}
     left_out = {
