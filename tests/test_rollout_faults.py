@@ -54,7 +54,7 @@ class SlowEngine:
         self.running.clear()
 
     def load_weights(self, buckets, version):
-        assert len(buckets) == 1
+        assert len(list(buckets)) == 1
         self.version, self.asleep = version, False
 
     def sleep(self):
