@@ -7,9 +7,11 @@ one that takes names besides settings, such as runs to compare, says in `NAMES` 
 import argparse
 import importlib
 import os
+import select
 import signal
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from srl.config import Config, ConfigError, load_config, load_run, parse_override
 
@@ -53,7 +55,8 @@ MAY_START_OVER = ("run", "stage1", "sft", "rl")  # with fresh=true; everything e
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a setting, file or resource cannot be used, 130 stopped by Ctrl-C or SIGTERM."""
+    """Exit status: 0 done, 2 a setting, file or resource cannot be used, 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads
+    its output any more."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -71,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
         if config.run.fresh and command not in MAY_START_OVER:
             raise ConfigError(f"fresh=true would delete the run that {command} needs; it is for {', '.join(MAY_START_OVER)}")
         module.run(options, config)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not left_by_reader(sys.stdout):
+            raise
+        return 141
     except ConfigError as error:
         print(f"srl: {error}", file=sys.stderr)
         return 2
@@ -78,6 +86,16 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nsrl: stopped; the same command continues where it was", file=sys.stderr)
         return 130
     return 0
+
+
+def left_by_reader(stream: TextIO) -> bool:
+    """Whether nobody reads it any more, as after `| head`. Then what is still to be written to it goes nowhere."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return True
 
 
 def command_name(arguments: list[str]) -> str:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -340,3 +342,12 @@ def test_a_misspelt_setting(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 def test_an_unknown_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert main(["frobnicate"]) == 2
     assert "no command 'frobnicate'" in capfd.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_traceback(tmp_path: Path):
+    command = [sys.executable, "-m", "srl.main", "--dry-run", f"run.directory={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(120) == 141
+    assert b"Traceback" not in said and b"BrokenPipe" not in said
