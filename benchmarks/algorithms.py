@@ -23,6 +23,7 @@ from srl.driver.run import COMMANDS
 from srl.evaluation.paper import VARIANTS, Variant
 from srl.observe.run_directory import RunDirectory
 
+CONFIG = "tiny.yaml"  # that of the commands
 COLUMNS = {
     "turn1": "turn 1", "final": "final", "delta": "delta", "i2c": "i->c", "c2i": "c->i",
     "verdict_correct": "verdict C", "verdict_wrong": "verdict W",
@@ -77,7 +78,7 @@ def commands(name: str, seed: int, directory: Path, overrides: list[str]) -> lis
     common = [f"run.directory={directory}", f"name=seed-{seed}", f"seed={seed}", *SETTINGS, *overrides]
     lines, start = [["run", *common]], []
     for variant in METHODS[name].variants:
-        own = variant_overrides(variant, lambda more: load_config(None, [*common, *more]), ALL_VARIANTS)
+        own = variant_overrides(variant, lambda more: load_config(CONFIG, [*common, *more]), ALL_VARIANTS)
         lines.append(["rl", *common, *own, *start])
         start = [f"rl.start={directory / f'seed-{seed}-{variant}' / 'checkpoints' / 'rl'}"]
     return [*lines, ["evaluate", "--model", "rl", *lines[-1][1:]]] if start else lines
@@ -96,7 +97,7 @@ def finished(command: list[str]) -> bool:
 
 
 def settings(command: list[str]) -> Config:
-    return load_config(None, [word for word in command if "=" in word])
+    return load_config(CONFIG, [word for word in command if "=" in word])
 
 
 def result(method: str, command: list[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from benchmarks.processes import by_role
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["stage1.prompts=48", "stage1.block=4", "stage1.attempts=3", "rollout.max_sequences=8", "run.object_store_mib=100"]
-SMALL += ["reward.deadline_s=60"]  # a busy machine is no reason to fail
+SMALL += ["rollout.workers=1", "reward.deadline_s=60"]  # a busy machine is no reason to fail
 COMPARED = ["id", "parent", "token_ids", "outcome", "verdict", "accepted", "truncated", "seed", "weights"]
 PATIENCE_S = 600.0
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "rl.start=base", "rl.prompts=4", "rl.group=4", "rl.mini_batches=1", "rl.evaluate_every=4", "evaluate.validation_problems=8",
-    "rollout.threads=1", "learner.threads=1", "rollout.max_response_tokens=200",
+    "rollout.workers=1", "rollout.threads=1", "learner.threads=1", "rollout.max_response_tokens=200",
 ]  # fmt: skip
 WITHIN_S, START_S, PATIENCE_S = 2.0, 15.0, 600.0
 STEP_DONE = re.compile(r"step +\d+/")  # since this start: the log begins anew with each

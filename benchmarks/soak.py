@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     "rl.start=base", "rl.steps=4000", "rl.prompts=8", "rl.group=4", "rl.mini_batches=1", "rl.learning_rate=2e-5",
     "rl.evaluate_every=50", "evaluate.validation_problems=8", "learner.checkpoint_every=5", "learner.retries=1000",
-    "rollout.retries=20", "rollout.threads=1", "learner.threads=1",
+    "rollout.retries=20", "rollout.workers=1", "rollout.threads=1", "learner.threads=1",
 ]  # fmt: skip
 VICTIMS = ["driver", "rollout", "learner", "reward", "grading"]
 SAMPLE_S = 15.0  # between two looks at memory

@@ -43,7 +43,8 @@ from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import Outcome, Trajectory, TurnKind, from_record, to_record
 
-SMALL = ["stage1.prompts=200", "stage1.block=25", "rollout.threads=1", "run.object_store_mib=100"]
+# One engine, as a script of one step has.
+SMALL = ["stage1.prompts=200", "stage1.block=25", "rollout.workers=1", "rollout.threads=1", "run.object_store_mib=100"]
 PAPER = ["stage1.attempts=50", "stage1.verdicts=8", "stage1.wrong_revisions=8", "stage1.correct_revisions=4"]
 PARTS = {"same requests": ["stage1.wave=4"], "early stop": ["stage1.prompts=24", "stage1.block=6", *PAPER]}
 STEPS = ("attempt", "verdict", "revision")
