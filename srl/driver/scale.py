@@ -50,7 +50,7 @@ class Machine:
 # Peaks from the vendors' data sheets. Shares: training 0.25 of peak (a published trainer reaches 28 % with Qwen3-4B at 16 k
 # tokens on 8 H200, 15 % in RL), decoding 0.55 of the bandwidth (a published 512 x 8 k tokens of a 7B model on one H100 take 11
 # minutes), broadcast 30 GB/s on H100s (of a published 7B run, all collectives of a sync together take about 0.5 s). None of the
-# GPU rows was measured here. "cpu" is one run of configs/tiny.yaml on two free cores.
+# GPU rows was measured here. "cpu" is one run of configs/tiny.yaml, with one engine, on two free cores.
 MACHINES = {
     "a100": Machine("a100", 80, 312e12, 2.0e12, 0.25, 0.55, 6e-3, 15e-6, 2e9, 15e9, 8),
     "h100": Machine("h100", 80, 989e12, 3.35e12, 0.25, 0.55, 5e-3, 10e-6, 2e9, 30e9, 8),

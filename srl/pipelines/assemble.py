@@ -66,7 +66,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-# By how a reason ends
+# Settings to look at when most attempts left for a reason that ends so.
 REMEDIES = {
     "cut by the token budget": "rollout.max_attempt_tokens",
     "no verdict has the form": "prompts.verify, which should ask for words of protocol.grammar, and rollout.max_verdict_tokens",

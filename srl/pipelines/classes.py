@@ -32,7 +32,7 @@ def candidates(attempt: Row, children: Mapping[str, Sequence[Row]], least_agreem
         return [], f"{side}: no verdict has the form"
     agreeing = [verdict for verdict in verdicts if verdict["accepted"]]
     told_wrong = [verdict for verdict in verdicts if verdict["verdict"] == Verdict.WRONG]
-    if verdicts and len(agreeing) / len(verdicts) < least_agreement:
+    if len(agreeing) / len(verdicts) < least_agreement:
         return [], f"{side}: too few of its verdicts agree"
     corrected = [
         [attempt, verdict, revision]

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from srl.reward.answer import stated_answer
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
 
-MOST = 0.5  # share of attempts and revisions
 GradeRequest = tuple[str, str | None, str]  # id, answer, gold
+MOST = 0.5  # share of attempts and revisions without an answer above which the run says so
 
 
 def final_outcome(trajectory: Trajectory) -> float:
