@@ -99,6 +99,20 @@ def rows(name: str) -> list[dict]:
     42                   | \theta=42
     11\sqrt2             | 11\sqrt{2}
     \frac\pi4 - \sqrt{2} | -\sqrt{2} + \frac{\pi}{4}
+    80\,\%               | 80\%
+    1,~2                 | 1,2
+    6\,+\,8i,\; 6+17i    | 6 + 8i, 6 + 17i
+    12\,345,\, 7         | 7, 12345
+    x<3                  | (-\infty,3)
+    3 \leq x             | x \in [3,\infty)
+    2 \ge x > 1          | (1,2]
+    -1 < x < \frac12     | \left(-1,\frac{1}{2}\right)
+    x<1 \text{ or } x>3  | (-\infty,1)\cup(3,\infty)
+    \{x \mid x \neq 3\}  | (-\infty,3)\cup(3,\infty)
+    \text{all real numbers} | (-\infty,\infty)
+    \text{True}          | true
+    \text{undefined}     | undefined
+    paris                | Paris
     """)
     + [("1" * 5000, "1" * 5000)],
 )
@@ -159,10 +173,44 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     June 21                    | June 20
     20                         | June 20
     \$15,000                   | \$16,000
+    x \le 3                    | (-\infty,3)
+    x > 3                      | (-\infty,3)
+    1 < x < 2                  | [1,2]
+    x<1 \text{ or } x>3        | (-\infty,1)\cup(4,\infty)
+    x<1 \text{ or } y>3        | (-\infty,1)\cup(3,\infty)
+    x+1 < 4                    | (-\infty,3)
+    \{x \mid x+1 < 4\}         | (-\infty,3)
+    false                      | true
+    5                          | true
+    raisP                      | Paris
     """),
 )
 def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:
     assert grade(grader, answer, gold) is Outcome.INCORRECT
+
+
+BETWEEN = [
+    *(",", ";", " ", "\n", " or ", ", x=", "=x=", "$, $", "/", ":", "=", "<", "|", "(", "}{", "..."),
+    *(r"\\", r"\,", r"\quad ", r"\approx ", r"\to ", r"\Rightarrow ", r"\lor ", r"\cup ", r"\pm ", r"\ldots "),
+    *(rf" \text{{ {word}}} " for word in ("or", "and", "(or maybe", "is wrong,", "not")),
+]
+AROUND = [
+    "{0}{2}{1}",
+    "x={0}{2}x={1}",
+    "({0}{2}{1})",
+    r"\{{{0}{2}{1}\}}",
+    r"\text{{{0}{2}{1}}}",
+    r"\boxed{{{0}}}{2}\boxed{{{1}}}",
+]
+
+
+@pytest.mark.parametrize(("one", "other"), [("7", "13"), (r"\frac{3}{7}", r"\sqrt{2}")])
+def test_two_answers_in_whatever_form_are_never_right_for_both(grader: Grader, one: str, other: str) -> None:
+    forms = [around.format(one, other, between) for around in AROUND for between in BETWEEN]
+    grades = grader.grade([(form, gold) for form in forms for gold in (one, other)])
+    right = [grade.outcome is Outcome.CORRECT for grade in grades]
+    assert not [form for form, first, second in zip(forms, right[::2], right[1::2], strict=True) if first and second]
+    assert 0 < sum(right) < len(forms)  # the last of what is said counts
 
 
 @pytest.mark.parametrize("gold", [r"\textbf{(B)}\ 12", r"\mathrm{(B)} 12", r"\textbf{(B) }12", r"(\text{B})\quad 12", "(B) 12"])

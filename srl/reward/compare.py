@@ -5,10 +5,12 @@ from fractions import Fraction
 
 from srl.reward.differ import surely_differ
 from srl.reward.gold import Gold, split_unit, unit_name, without_measure
+from srl.reward.interval import INTERVAL, as_interval
 from srl.reward.point import SYMBOL, symbol_name
 from srl.reward.refusals import LONGEST_ANSWER, too_explosive
 from srl.reward.spelling import (
     ELLIPSIS,
+    bare_words,
     compact,
     decimal_comma,
     is_integer,
@@ -40,6 +42,8 @@ def decide(answer: str | None, gold: Gold) -> tuple[Outcome | None, str]:
     left = normalise(bare)
     if not left:
         return Outcome.NO_ANSWER, left
+    if INTERVAL.fullmatch(right):
+        left = as_interval(left) or left
     if unit and unit != unit_name(gold.unit):
         return Outcome.INCORRECT, left
     if left == right or compact(left) == compact(right):
@@ -73,11 +77,14 @@ def other_shape(left: str, right: str) -> bool:
 
 
 def same_words(left: str, right: str) -> bool | None:
-    r"""Whether an answer says the words of a gold that is nothing but words; None for other golds."""
-    wanted = words(right)
-    if wanted is None:
-        return None
-    return (words(left) or words(rf"\text{{{left}}}")) == wanted
+    r"""Whether an answer says the words of a gold that is nothing but words; None for other golds.
+
+    Of bare words math-verify makes products of letters: Paris would equal raisP.
+    """
+    if (wanted := words(right)) is not None:
+        return (words(left) or words(rf"\text{{{left}}}")) == wanted
+    wanted = bare_words(right)
+    return bare_words(left) == wanted if wanted else None
 
 
 def same_numbers(left: str, right: str, error: float = 0.0) -> bool | None:

@@ -12,7 +12,7 @@ from srl.reward.compare import decide
 from srl.reward.gold import Gold, read_gold
 from srl.reward.pool import Comparison, WorkerPool
 from srl.reward.refusals import LONGEST_ANSWER
-from srl.reward.spelling import plain_fraction, plain_number, values, words
+from srl.reward.spelling import bare_words, plain_fraction, plain_number, values, words
 from srl.trajectory import Outcome
 
 CACHED_GRADES = 100_000  # the trajectories of a group repeat each other's answers
@@ -81,7 +81,9 @@ class Grader:
                 continue
             if letter and not answer:
                 continue
-            if words(answer) is None and any(plain_fraction(v) is plain_number(v) is None for v in values(answer)):
+            if words(answer) is bare_words(answer) is None and any(
+                plain_fraction(v) is plain_number(v) is None for v in values(answer)
+            ):
                 waiting[gold] = Comparison(None, answer)
         replies = self.pool.compare(list(waiting.values())) if waiting else []
         for gold, reply in zip(waiting, replies, strict=True):

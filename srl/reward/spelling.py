@@ -56,6 +56,9 @@ EULER_SUBSCRIPT = re.compile(r"(?<![A-Za-z\\])([Ee])_(?=[\d{])")  # E_1 is an en
 BARE_POWER = re.compile(r"\^\s*(\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\})")  # math-verify reads 7^\frac{1}{2} as 1/2
 ELLIPSIS = re.compile(r"\\[lcd]?dots(?:[cbmio](?![a-z]))?|\.\.\.|…")
 DOTS = re.compile(rf"(?:{ELLIPSIS.pattern})\s*")
+LATEX_SPACE = r"(?<!\\)(?:\\[,;: ]|~)"
+LOOSE_SPACE = re.compile(rf"(?<!\d){LATEX_SPACE}|{LATEX_SPACE}(?!\d)")  # 80\,\%, which math-verify cannot read; not 12\,345
+BARE_WORDS = re.compile(r"(?=.*[A-Za-z]{4}|(?:yes|no|odd|all)$)[A-Za-z]+(?:[ -][A-Za-z]+)*", re.IGNORECASE)
 MATH_SIGNS = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le "}
     | {
@@ -83,6 +86,7 @@ def normalise(answer: str) -> str:
     """
     text = RAISED_RUN.sub(lambda match: "^{" + match.group().translate(RAISED) + "}", answer).translate(MATH_SIGNS)
     text = re.sub(r"\\!\s*|\\displaystyle(?![a-z])|\\[bB]igg?[lrm]?(?![A-Za-z])", "", text)
+    text = LOOSE_SPACE.sub(" ", text)
     text = without_wrapping(" ".join(re.sub(r"(?<!\\)\$", "", text).split()))
     if (wrapped := IN_TEXT.fullmatch(text)) and re.search(r"\d", wrapped[1]):
         text = without_wrapping(wrapped[1].strip())
@@ -203,12 +207,18 @@ def words(answer: str) -> str | None:
     return inner.lower() if re.fullmatch(r"[A-H]|[A-Za-z][A-Za-z' -]+", inner) else None
 
 
+def bare_words(answer: str) -> str | None:
+    r"""As `words`, of an answer that needs no `\text`; None for what may be a product of letters, or several answers."""
+    plain = " ".join(IN_TEXT.sub(r"\1", answer).split())
+    return plain.lower() if BARE_WORDS.fullmatch(plain) and not re.search(r"\b(?:and|or)\b", plain) else None
+
+
 def values(answer: str) -> list[str]:
     r"""The values of a list such as "1, (2,3) or 4" or `\{1, 2\}`, normalised; one value of anything else."""
     text = IN_TEXT.sub(lambda match: match[1] if match[1].strip(" ,") in ("and", "or") else match.group(), answer)
     text = re.sub(r"^\s*\\\{(.*)\\\}\s*$", r"\1", text, flags=re.DOTALL)
     parts, depth, start = [], 0, 0
-    for match in re.finditer(r"\\?[()\[\]{}]|,|\b(?:and|or)\b", text):
+    for match in re.finditer(r"\\?[()\[\]{}]|(?<!\\),|\b(?:and|or)\b", text):
         if match.group()[-1] in "([{":
             depth += 1
         elif match.group()[-1] in ")]}":
