@@ -42,6 +42,25 @@ def test_dual_clip_bounds_the_loss_of_unlikely_good_riddance():
     assert logprobs.grad.tolist() == [0.0, 0.0]
 
 
+def test_dual_clip_scales_with_the_advantage_and_leaves_good_tokens_alone():
+    # Ratio 10: -10 * 2 is cut to -3 * 2; with advantage 1/2 the surrogate is 1.2 / 2, not 3 / 2.
+    loss, _ = policy_loss(torch.tensor([log(10.0), log(10.0)]), batch_of([{"advantages": [-2.0, 0.5]}]), dual_clip=3.0)
+    assert loss.item() == pytest.approx(6 - 0.6)
+
+
+def test_metrics_of_the_policy_are_weighted_sums():
+    # Weights 1/2, 1/4 and 1/4; ratios 2 (clipped), 1/2 (clipped, as the advantage is negative) and 1.1 (not clipped).
+    rows = [{"weights": [0.5, 0.25, 0.25], "advantages": [3.0, -2.0, 1.0], "old_logprobs": [-2.0, -1.0, -1.0]}]
+    _, sums = policy_loss(torch.tensor([log(2) - 2, log(0.5) - 1, log(1.1) - 1]), batch_of(rows))
+    assert sums["ratio"].item() == pytest.approx(1.0 + 0.125 + 0.275) and sums["clipped"].item() == 0.75
+    assert sums["logprob_gap"].item() == pytest.approx(0.5 * log(2) + 0.25 * log(2) + 0.25 * log(1.1))
+
+
+def test_a_sequence_of_one_token_has_that_tokens_ratio():
+    loss, _ = policy_loss(torch.tensor([log(1.1), log(0.9)]), batch_of([{"advantages": [1.0]}] * 2), ratio="sequence")
+    assert loss.item() == pytest.approx(-(1.1 + 0.9))
+
+
 def test_a_sequence_ratio_is_the_geometric_mean_of_its_tokens():
     # Sequence one: ratios 2 and 1/2, mean 1. Sequence two: ratios 1.5 and 1.5.
     logprobs = torch.tensor([log(2.0), log(0.5), log(1.5), log(1.5)])
@@ -98,6 +117,14 @@ def test_the_entropy_bonus_has_the_gradient_of_the_entropy():
     logprobs = logits.log_softmax(0)
     truth = torch.autograd.grad(-(logprobs.exp() * logprobs).sum(), logits)[0]
     torch.testing.assert_close(expected_gradient(lambda p: entropy_surrogate(p, torch.ones(3))), truth)
+
+
+def test_the_loss_takes_the_entropy_bonus_off_with_constant_ratio_and_weight():
+    # Advantage 0, weight 2, ratio 1/2: the loss is 0.1 * 2 * 1/2 * log p * log p, and only the last factor has a gradient.
+    logprobs = torch.tensor([log(0.25)], requires_grad=True)
+    batch = batch_of([{"advantages": [0.0], "old_logprobs": [log(0.5)], "weights": [2.0]}])
+    policy_loss(logprobs, batch, entropy=0.1)[0].backward()
+    assert logprobs.grad.item() == pytest.approx(0.1 * 2 * 0.5 * log(0.25))
 
 
 def grpo_of_trl(logps, old, ref, advantages, mask, *, beta, low, high, kind):
@@ -174,6 +201,16 @@ def test_value_loss_by_hand():
     assert values.grad.tolist() == pytest.approx([0.0, -1.8])
 
 
+def test_a_value_moves_from_the_old_one_by_the_clip_at_most_in_either_direction():
+    # Old value 1, clip 1/2. New 0, return -1: clipped to 1/2, (1/2 + 1)^2 = 2.25 instead of 1. New 3, return 4: clipped to 3/2,
+    # (3/2 - 4)^2 = 6.25 instead of 1. New 2, return 0: 4 is more than the clipped (3/2)^2. Weights 1/2, 1/4, 1/4.
+    rows = [{"values": [1.0] * 3, "returns": [-1.0, 4.0, 0.0], "weights": [0.5, 0.25, 0.25]}]
+    loss, sums = value_loss(torch.tensor([0.0, 3.0, 2.0]), batch_of(rows), clip=0.5)
+    assert loss.item() == pytest.approx(0.5 * (0.5 * 2.25 + 0.25 * 6.25 + 0.25 * 4))
+    expected = {"value": 1.25, "return": 0.5, "value_error": 1.75, "value_clipped": 0.75}
+    assert {name: sums[name].item() for name in expected} == expected
+
+
 # --- preference
 
 
@@ -192,7 +229,8 @@ def test_dpo_by_hand():
     loss, sums = dpo_loss(logprobs, batch, eta=0.1)
     loss.backward()
     assert loss.item() == pytest.approx(log(1 + exp(-0.3))) and sums["margin"].item() == pytest.approx(0.3)
-    assert sums["preferred"].item() == 1 and sums["winner_reward"].item() == pytest.approx(0.2)
+    assert sums["preferred"].item() == 1
+    assert sums["winner_reward"].item() == pytest.approx(0.2) and sums["loser_reward"].item() == pytest.approx(-0.1)
     slope = 0.1 / (1 + exp(0.3))
     assert logprobs.grad.tolist() == pytest.approx([-slope, -slope, slope])
     assert batch.weights.sum().item() == pytest.approx(1.0)  # the denominator counts pairs
@@ -290,16 +328,23 @@ def test_consistency_by_hand():
 
 
 def test_kto_by_hand():
-    # u = 0.1 * 4 = 0.4 for the right one, 0.1 * -2 = -0.2 for the wrong one; z0 = 0.1.
+    # Log-ratios 1 + 3 and -2: u = 0.1 * 4 = 0.4 for the right one, 0.1 * -2 = -0.2 for the wrong one; z0 = 0.1.
     batch = batch_of(
-        [{"advantages": [1.0, 1.0], "weights": [0.5, 0.5]}, {"advantages": [-1.0], "weights": [1.0]}], [0.0, 0.0, 0.0]
+        [{"advantages": [1.0, 1.0], "weights": [0.5, 0.5]}, {"advantages": [-1.0], "weights": [1.0]}], [-2.0, -5.0, -1.0]
     )
-    logprobs = torch.tensor([1.0, 3.0, -2.0], requires_grad=True)
-    loss, _ = kto_loss(logprobs, batch, eta=0.1, z0=0.1, wrong_weight=2.0)
+    logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    loss, sums = kto_loss(logprobs, batch, eta=0.1, z0=0.1)
     loss.backward()
     right, wrong = 1 / (1 + exp(-0.3)), 1 / (1 + exp(-0.3))  # sigmoid(0.4 - 0.1), sigmoid(0.1 + 0.2)
-    assert loss.item() == pytest.approx((1 - right) + 2 * (1 - wrong))
-    assert logprobs.grad.tolist() == pytest.approx([-0.1 * right * (1 - right)] * 2 + [0.2 * wrong * (1 - wrong)])
+    assert loss.item() == pytest.approx((1 - right) + (1 - wrong))
+    assert logprobs.grad.tolist() == pytest.approx([-0.1 * right * (1 - right)] * 2 + [0.1 * wrong * (1 - wrong)])
+    assert sums["right_reward"].item() == pytest.approx(0.4) and sums["wrong_reward"].item() == pytest.approx(-0.2)
+
+
+def test_a_sequence_of_which_nothing_is_trained_has_no_kto_loss():
+    rows = [{"advantages": [1.0], "weights": [0.0]}, {"advantages": [1.0], "weights": [1.0]}]
+    loss, _ = kto_loss(torch.tensor([0.0]), batch_of(rows, [0.0]), eta=0.1, z0=0.0)
+    assert loss.item() == pytest.approx(0.5)  # 1 - sigmoid(0), once
 
 
 LOSSES = {

@@ -47,11 +47,13 @@ def test_an_answer_counts_the_same_with_its_end_token_and_inside_a_chain(chat: C
 
 
 def test_the_loss_is_the_cross_entropy_of_right_and_wrong(chat: Chat):
-    """Scores ln 3 and ln 3 are odds of 3 to 1: -ln 0.75 for the right answer, -ln 0.25 for the wrong one; one of two is hit."""
+    """Scores ln 3, ln 3 and -ln 3 are odds of 3 to 1, 3 to 1 and 1 to 3: -ln 0.75 for the first right answer, -ln 0.25 for the
+    wrong one and for the other right one; one of three is on its side."""
     opening = chat.opening(question(CHAIN))
-    examples = [outcome_example(text, opening, chat.encode(text), chat, text == RIGHT) for text in (RIGHT, SLIP)]
-    loss, sums = outcome_loss(torch.tensor([3.0, 3.0]).log(), collate(examples, 0))
-    assert float(loss) == pytest.approx(0.28768 + 1.38629, abs=1e-4) and float(sums["accuracy"]) == 1.0
+    texts = (RIGHT, SLIP, RIGHT)
+    examples = [outcome_example(str(n), opening, chat.encode(text), chat, text == RIGHT) for n, text in enumerate(texts)]
+    loss, sums = outcome_loss(torch.tensor([3.0, 3.0, 1 / 3]).log(), collate(examples, 0))
+    assert float(loss) == pytest.approx(0.28768 + 2 * 1.38629, abs=1e-4) and float(sums["accuracy"]) == 1.0
 
 
 def test_every_graded_attempt_is_an_example_and_a_problem_is_on_one_side_only(chat: Chat, tmp_path: Path):

@@ -38,17 +38,15 @@ def dpo_loss(
     return loss, {"loss": loss.detach(), **sums}
 
 
-def kto_loss(
-    logprobs_t: torch.Tensor, batch: Batch, *, eta: float, z0: float, right_weight: float = 1.0, wrong_weight: float = 1.0
-) -> tuple[torch.Tensor, Sums]:
-    """Multi-turn KTO: sum of weight * (1 - sigmoid(+-(u - z0))), u = eta times the trajectory's log-ratio to the reference.
+def kto_loss(logprobs_t: torch.Tensor, batch: Batch, *, eta: float, z0: float) -> tuple[torch.Tensor, Sums]:
+    """Multi-turn KTO: sum of 1 - sigmoid(+-(u - z0)), u = eta times the trajectory's log-ratio to the reference.
 
     `z0` is eta times the estimate of KL(policy || reference) per trajectory, at least 0 and not differentiated.
     """
     rewards = eta * sequence_sums(logprobs_t - batch.reference_logprobs, batch)
     signs = sequence_sums(batch.advantages, batch).sign()
-    weights = torch.where(signs > 0, right_weight, wrong_weight) * (signs != 0)
-    loss = (weights * (1 - torch.sigmoid(signs * (rewards - z0)))).sum()
+    # A sequence of which nothing is trained has sign 0.
+    loss = ((signs != 0) * (1 - torch.sigmoid(signs * (rewards - z0)))).sum()
     sums = {"right_reward": (rewards.detach() * (signs > 0)).sum(), "wrong_reward": (rewards.detach() * (signs < 0)).sum()}
     return loss, {"loss": loss.detach(), **sums}
 
