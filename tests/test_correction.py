@@ -33,9 +33,20 @@ def test_tokens_of_the_trained_policy_itself_stay_as_they_are():
 
 
 def test_a_token_without_a_finite_probability_is_left_out_and_counted():
-    found, metrics = corrected([example([float("-inf"), -1.0])], {"a": [-2.0, -1.0]}, cap=2.0)
+    found, metrics = corrected([example([float("-inf"), -1.5])], {"a": [-2.0, -1.0]}, cap=2.0)
     assert found[0].weights == [0.0, 0.0, 1.0] and metrics["sampler_masked"] == 0.5
+    assert metrics["sampler_gap"] == 0.5 and metrics["sampler_ratio"] == exp(0.5)  # of the one that is left
     assert torch.isfinite(collate(found, 0).old_logprobs).all()
+
+
+def test_a_token_that_the_sampler_thought_impossible_counts_up_to_the_cap():
+    found, metrics = corrected([example([-800.0])], {"a": [-1.0]}, cap=2.0)
+    assert found[0].advantages == [0.0, 4.0] and metrics["sampler_truncated"] == 1 and metrics["sampler_gap"] == 799
+
+
+def test_of_no_tokens_every_metric_is_zero():
+    assert corrected([], {}, cap=2.0) == ([], dict.fromkeys(corrected([example([-1.0])], {"a": [-1.0]}, cap=2.0)[1], 0.0))
+    assert policy_age([], {}) == {"policy_age": 0.0, "policy_age_max": 0.0}
 
 
 def test_on_average_the_weights_turn_the_samplers_expectation_into_the_policys():

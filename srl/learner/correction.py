@@ -18,8 +18,8 @@ def corrected(
     w = min(cap, p_current / p_sampled), which is a constant for the gradient. A token whose w is not a number has weight 0 in
     the loss.
 
-    Metrics are means over trained tokens: `sampler_gap` of |log p_current - log p_sampled| in nats, `sampler_ratio` of the ratio
-    before truncation, `sampler_truncated` and `sampler_masked` as shares; and `sampler_gap_max`.
+    Metrics are means over the tokens left: `sampler_gap` of |log p_current - log p_sampled| in nats, `sampler_ratio` of the ratio
+    before truncation; shares of all: `sampler_truncated` and `sampler_masked`; and `sampler_gap_max`.
     """
     gaps, ratios, truncated, masked, result = [], [], 0, 0, []
     for example in examples:
@@ -28,7 +28,6 @@ def corrected(
             gap = now - old[position]
             if not math.isfinite(gap):
                 weights[position], masked = 0.0, masked + 1
-                old[position] = 0.0
                 continue
             ratio = math.exp(min(gap, 50.0))
             gaps.append(abs(gap))
@@ -39,7 +38,7 @@ def corrected(
         result.append(replace(example, weights=weights, advantages=advantages, old_logprobs=old))
     count = max(1, len(gaps) + masked)
     metrics = {
-        "sampler_gap": sum(gaps) / count,
+        "sampler_gap": sum(gaps) / max(1, len(gaps)),
         "sampler_gap_max": max(gaps, default=0.0),
         "sampler_ratio": sum(ratios) / max(1, len(ratios)),
         "sampler_truncated": truncated / count,
