@@ -147,6 +147,23 @@ def test_the_critics_targets_are_advantage_plus_value():
     assert returns[0].tolist() == [1.0, 1.0] and advantages[0].tolist() == [0.75, 0.5]
 
 
+@pytest.mark.parametrize(("advantage", "first"), [("gae", 0.5 * 0.5), ("reinforce++", 1.0)])
+def test_the_critics_discount_and_trace_are_those_of_gae_alone(advantage, first):
+    critic = CriticConfig(discount=0.5, trace=0.5)
+    settings = CreditConfig(advantage=advantage)
+    _, returns = assign_credit(settings, critic, [chain("a", [A])], [[1.0]])
+    assert returns[0].tolist() == [first, 1.0]
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "reinforce++", "gae"])
+def test_a_trajectory_in_which_nothing_was_sampled_has_no_advantages(advantage):
+    settings = CreditConfig(advantage=advantage, normalise="role")
+    for others in ([], [chain("b", [A]), chain("c", [A])]):
+        rewards = [[0.0], [1.0], [0.0]][: 1 + len(others)]
+        advantages, returns = assign_credit(settings, CRITIC, [chain("a", [I]), *others], rewards)
+        assert [len(values) for values in advantages] == [len(values) for values in returns] == [0, 2, 2][: 1 + len(others)]
+
+
 # --- credit over turns
 
 
@@ -201,6 +218,12 @@ def test_the_history_baseline_compares_turns_after_the_same_rewards_and_falls_ba
     keys = by_history(trajectories, rewards)
     assert keys[0] == [("solver", ()), ("verifier", (1.0,))]
     assert keys[-1] == [("solver", ()), ("verifier",)]  # one verdict after a wrong attempt: too few
+    assert by_history(trajectories[1:-1], rewards[1:-1])[0] == [("solver",), ("verifier",)]  # one less than enough
+
+
+def test_what_the_user_said_is_in_no_history():
+    trajectories = [chain(str(number), [A, I, R]) for number in range(LEAST_HISTORY)]
+    assert by_history(trajectories, [[1.0, 0.0, 1.0]] * LEAST_HISTORY)[0][2] == ("solver", (1.0,))
 
 
 @given(st.floats(0.1, 50), st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=6))
@@ -213,6 +236,19 @@ def test_role_normalisation_hides_the_scale_of_the_verifiers_rewards_from_the_so
     for one, two in zip(plain, scaled, strict=True):
         assert one[:2] == two[:2] and one[4:] == two[4:]
         assert one[2:4] == pytest.approx(two[2:4], abs=1e-6)
+
+
+def test_reinforce_plus_plus_normalises_over_the_batch_unless_by_role():
+    # Returns: attempts 5 and 1, verdicts 1 and 0 (turns apart). By role each pair is +-1.
+    settings = {"advantage": "reinforce++", "turn_discount": 0.0}
+    rewards, kinds = [[5.0, 1.0], [1.0, 0.0]], [chain(name, [A, V], tokens=1) for name in "ab"]
+    by_role, by_batch = (
+        [values.tolist() for values in assign_credit(CreditConfig(**settings, **how), CRITIC, kinds, rewards)[0]]
+        for how in ({"normalise": "role"}, {})
+    )
+    assert by_role == [[1.0, 1.0], [-1.0, -1.0]]
+    # Mean 7/4, variance (25 + 1 + 1) / 4 - 49/16 = 59/16.
+    assert by_batch[0] == pytest.approx([13 / sqrt(59), -3 / sqrt(59)])
 
 
 def test_penalties_lower_the_return_of_their_own_turn():
