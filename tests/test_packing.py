@@ -8,10 +8,11 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from srl.learner import model as learner_model
 from srl.learner import packing
-from srl.learner.batch import Example, collate
+from srl.learner.batch import Example, collate, policy_example, weighted_example
 from srl.learner.losses import sft_loss
 from srl.learner.model import TokenLogprobs, TokenValues
 from srl.learner.packing import ATTENTION, fill, pack
+from srl.trajectory import Trajectory, Turn, TurnKind
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 150), st.integers(1, 4), st.booleans())
@@ -147,10 +148,38 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_a_sequence_beyond_the_models_window_is_refused():
-    config = Qwen2Config(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        use_sliding_window=True, sliding_window=8, max_window_layers=0,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-    with pytest.raises(ValueError, match="a sequence of 11 tokens exceeds the model's attention window of 8"):
-        TokenLogprobs(model)(collate(EXAMPLES, 0))
+    def windowed(window: int) -> TokenLogprobs:
+        config = Qwen2Config(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, use_sliding_window=True, sliding_window=window, max_window_layers=0,
+        )  # fmt: skip
+        return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION))
+
+    with pytest.raises(ValueError, match="a sequence of 11 tokens exceeds the model's attention window of 10"):
+        windowed(10)(collate(EXAMPLES, 0))
+    assert windowed(11)(collate(EXAMPLES, 0))[0].isfinite().all()  # it sees all before it, as without a window
+
+
+def test_neither_the_first_token_of_a_sequence_nor_one_without_weight_is_trained():
+    rows = [Example(name, [5, 6, 7], [0.5, 1.0, 0.0], returns=returns) for name, returns in (("a", [1.0, 2.0, 3.0]), ("b", []))]
+    batch = collate(rows, pad_id=0)
+    assert batch.trained.tolist() == [[False, True, False] * 2]
+    assert batch.returns.tolist() == [2.0, 0.0] and batch.old_logprobs.tolist() == [0.0, 0.0]
+
+
+def test_sequences_without_a_unit_are_units_of_their_own():
+    examples = [Example(str(n), [5, 6], [0.0, 1.0], unit=unit) for n, unit in enumerate(("", "pair", "", "pair"))]
+    assert collate(examples, pad_id=0).unit.tolist() == [0, 1, 2, 1]
+
+
+def test_said_tokens_have_no_column_and_a_column_of_another_length_is_refused():
+    said = Turn(TurnKind.INSTRUCTION, [5, 6])
+    turns = [Turn(TurnKind.ATTEMPT, [2, 3], logprobs=[-1.0, -2.0]), said, Turn(TurnKind.REVISION, [7], logprobs=[-3.0])]
+    trajectory = Trajectory("t", "p", "", "", [1], turns)
+    example = policy_example(trajectory, [0.1, 0.2, 0.3], weight=0.5, kl=[1.0, 2.0, 3.0])
+    assert example.weights == [0.0, 0.5, 0.5, 0.0, 0.0, 0.5] and example.old_logprobs == [0.0, -1.0, -2.0, 0.0, 0.0, -3.0]
+    assert example.advantages == [0.0, 0.1, 0.2, 0.0, 0.0, 0.3] and example.kl == [0.0, 1.0, 2.0, 0.0, 0.0, 3.0]
+    with pytest.raises(ValueError, match=r"trajectory t: \['kl'\] do not have one value for each of 3 sampled tokens"):
+        policy_example(trajectory, 1.0, kl=[1.0, 2.0, 3.0, 4.0])
+    turns[0].loss_weight = 0.25
+    assert weighted_example(trajectory) == Example("t", [1, 2, 3, 5, 6, 7], [0.0, 0.25, 0.25, 0.0, 0.0, 0.0])
