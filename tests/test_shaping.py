@@ -18,6 +18,7 @@ from srl.reward.shaping import (
     alone_trajectories,
     graded_boxes,
     improvement,
+    learnable,
     on_last_turn,
     restart_bonus,
     revision_outcome,
@@ -51,11 +52,14 @@ def went(code: str, name: str = "t", prompt: str = "p", attempt: int = 1, **fiel
 RULES = {
     turn_outcome: {"a- v- i r+": [0, 0, 0, 1], "a+ v+": [1, 0], "a+ i r-": [1, 0, 0], "a0": [0]},
     revision_outcome: {"a+ i r+": [0, 0, 1], "a+ v+": [0, 0]},
-    improvement: {"a- v- r+": [0, 0, 1], "a+ v- r-": [0, 0, -1], "a+ v- r+": [0, 0, 0], "a- v- r- v- r+": [0, 0, 0, 0, 1]},
+    improvement: {"a- v- r+ v+": [0, 0, 1, 0], "a+ v- r-": [0, 0, -1], "a+ v- r+": [0, 0, 0], "a- v- r- v- r+": [0] * 4 + [1]},
     verdict_agreement: {"a- v- r+ v+": [0, 1, 0, 1], "a+ v-": [0, 0], "a- v+": [0, 0], "a+ v0": [0, 0], "v+": [0]},
     # Doubled: the flips from wrong to right and from right to wrong, and verdicts on right answers.
-    signed_process: {"a- v- r+ v+": [-1, 1, 2, 2], "a+ v- r- v-": [1, -2, -2, 1], "a+ v+": [1, 2], "a+ i r+": [1, 0, 1]},
-    graded_boxes: {"a+ v+": [1, 1], "a- v+": [-0.5, -0.5], "a0 v0": [-1, -1], "a- i r+": [-0.5, 0, 1]},
+    signed_process: {"a- v- r+ v+": [-1, 1, 2, 2], "a+ v- r- v-": [1, -2, -2, 1], "a+ i r+": [1, 0, 1], "v+": [0]},
+    graded_boxes: {"a+ v+": [1, 1], "a- v+": [-0.5, -0.5], "a0 v0": [-1, -1], "a- i r+": [-0.5, 0, 1], "v+": [0]},
+    # Equation 1: right answers, and verdicts that say what the grader says, be they "wrong".
+    learnable: {"a- v- i r+ v+": [0, 1, 0, 1, 1], "a+ v- r- v+": [1, 0, 0, 0], "a0 v0": [0, 0], "v+ a+": [0, 1]},
+    REWARDS["signed_outcome"]: {"a- v- r+": [0, 0, 1], "a+ v- r-": [0, 0, -1], "v+": [-1]},
 }  # fmt: skip
 
 
@@ -74,6 +78,12 @@ def test_a_truncated_trajectory_ends_with_minus_one():
     assert signed_process(went("a+ v+", stop_reason=StopReason.LENGTH)) == [1.0, -1.0]
     # The next turn did not fit: what the user said last was not sampled, and no reward is paid for it.
     assert signed_process(went("a- v- i", stop_reason=StopReason.LENGTH)) == [-1.0, -1.0, 0.0]
+    assert signed_process(went("a- v- r+", stop_reason=StopReason.TOKENS)) == [-1.0, 1.0, -1.0]
+    assert signed_process(went("i", stop_reason=StopReason.TOKENS)) == [0.0]
+
+
+def test_a_revision_of_nothing_improves_nothing():
+    assert improvement(went("r+")) == [0]
 
 
 def test_an_ungraded_answer_is_an_error():
@@ -135,6 +145,8 @@ def test_self_aligned_reward_by_hand():
     assert self_aligned([-900.0], [-1.0]) == -1.0
     with pytest.raises(ValueError, match="1 and 2 log-probabilities"):
         self_aligned([-1.0], [-1.0, -1.0])
+    with pytest.raises(ValueError, match="0 and 0 log-probabilities"):
+        self_aligned([], [])
 
 
 @given(st.lists(st.tuples(st.floats(-50, 0), st.floats(-50, 0)), min_size=1, max_size=8))
@@ -148,6 +160,8 @@ def test_self_alignment_scores_answers_without_their_question_and_leaves_verdict
     assert [(item.id, item.token_ids()) for item in alone] == [("t@0", [7, 8, 1]), ("t@3", [7, 8, 9])]
     found = self_aligned_rewards(trajectory, {"t@0": [-1.0 - log(2)], "t@3": [-1.0]})
     assert found == {0: pytest.approx(0.5), 3: pytest.approx(0.0)}
+    trajectory.turns[0].logprobs = []
+    assert [item.id for item in alone_trajectories(trajectory, [7, 8])] == ["t@3"]  # what was given is not scored
 
 
 # --- filters

@@ -1,6 +1,6 @@
 """Rewards per turn from the literature: pure functions, graded trajectory -> one reward for each of its turns.
 
-Weighted sums of them, with a discount across turns (srl/reward/credit.py), are the reward side of every recipe:
+Weighted sums of them, with a discount across turns (srl/learner/credit.py), are the reward side of every recipe:
 
 SCoRe stage I    revision_outcome                          SCoRe stage II   turn_outcome + 10 improvement
 PAG              turn_outcome + improvement + verdict_agreement
@@ -108,7 +108,7 @@ def signed_process(trajectory: Trajectory) -> list[float]:
     before and for every verdict on a right answer; -1 for the last sampled turn of a truncated trajectory."""
     rewards = []
     for turn, right, before in walk(trajectory):
-        if turn.kind is TurnKind.INSTRUCTION or right is None:
+        if right is None:
             rewards.append(0.0)
         elif turn.kind is TurnKind.VERDICT:
             rewards.append((1.0 if agrees(turn.verdict, right) else -1.0) * (2.0 if right else 1.0))
@@ -124,7 +124,7 @@ def graded_boxes(trajectory: Trajectory) -> list[float]:
     """RISE-online, for solving and verifying alike: 1 right, -0.5 wrong, -1 without a box (a verdict: without a verdict)."""
     rewards = []
     for turn, right, _ in walk(trajectory):
-        if turn.kind is TurnKind.INSTRUCTION or right is None:
+        if right is None:
             rewards.append(0.0)
         elif turn.kind is TurnKind.VERDICT:
             rewards.append(-1.0 if turn.verdict is None else 1.0 if agrees(turn.verdict, right) else -0.5)
