@@ -60,6 +60,8 @@ def test_every_attempt_that_is_left_out_has_a_reason(rows, reason):
 def test_a_revision_of_a_verdict_that_said_correct_is_never_used():
     rows = [row("p/a0", False), row("p/a0/v0", False, "correct"), row("p/a0/v0/r0", True)]
     assert chosen(rows) == ([], {"wrong attempt: no verdict agrees": 1})
+    beside = [row("p/a0/v1", False, "wrong"), row("p/a0/v1/r0", False)]
+    assert chosen(rows + beside) == ([], {"wrong attempt: no revision is right": 1})
 
 
 @pytest.mark.parametrize("verdict", ["wrong", "correct"])
@@ -83,6 +85,7 @@ def test_an_attempt_that_was_cut_off_is_no_demonstration_and_neither_is_a_revisi
     rows = [row("p/a0", False), row("p/a0/v0", False, "wrong"), row("p/a0/v0/r0", True), row("p/a0/v0/r1", True)]
     rows[2]["truncated"] = True
     assert chosen(rows)[0] == [("D1", ["p/a0", "p/a0/v0", "p/a0/v0/r1"])]
+    assert chosen(rows[:3]) == ([], {"wrong attempt: no revision is right": 1})
     assert chosen([rows[0] | {"truncated": True}, *rows[1:]]) == ([], {"attempt: cut by the token budget": 1})
 
 

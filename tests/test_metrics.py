@@ -126,6 +126,30 @@ def test_a_verdict_without_format_agrees_with_nothing():
     assert metrics.verdict_scores(silent)["accuracy"] == 0.0
 
 
+def test_verdicts_of_a_judge_outside_are_what_was_told_and_its_last_word():
+    told_wrong = told()
+    told_wrong.verdict = Verdict.WRONG
+    found = metrics.judged(trajectory("a", attempt(RIGHT), told_wrong, revision(WRONG), stop=StopReason.REJECTED))
+    assert found == [(True, Verdict.WRONG), (False, Verdict.WRONG)]
+    assert metrics.judged(trajectory("a", attempt(RIGHT), told(), revision(RIGHT), stop=StopReason.ACCEPTED)) == [
+        (True, Verdict.CORRECT)  # an instruction without a verdict judges nothing
+    ]
+    assert metrics.judged(trajectory("a", says("wrong"), stop=StopReason.ACCEPTED)) == []
+
+
+def test_the_edit_ratio_is_that_of_first_attempt_and_last_answer():
+    # Last answer of 4 tokens, all others, instead of 10: 10 edits of 14. Beside it a revision that changes nothing.
+    changed = revision(WRONG)
+    changed.token_ids = [5, 5, 5, 5]
+    many = [
+        trajectory("a", attempt(WRONG), revision(WRONG), changed),
+        trajectory("b", attempt(WRONG), revision(WRONG)),
+        trajectory("c", attempt(WRONG)),
+    ]
+    assert metrics.mean_edit_ratio(many) == pytest.approx(5 / 14, abs=1e-4)
+    assert metrics.mean_edit_ratio(many[2:]) is None
+
+
 OUTCOMES = st.sampled_from(Outcome)
 TRAJECTORIES = st.builds(
     lambda problem, first, rest: trajectory(problem, attempt(first), *map(revision, rest)),

@@ -186,6 +186,21 @@ def test_filters_by_hand(name):
     assert [trajectory.id for trajectory in FILTERS[name](GROUP)] == KEPT[name]
 
 
+def test_one_verdict_that_disagrees_is_enough_and_no_answer_is_not_right():
+    for code in ("a- v- r+ v-", "a+ v- r+ v+", "a+ v+ v0"):
+        assert FILTERS["verdicts_agree"]([went(code)]) == []
+    unanswered = [went("", "nothing"), went("v+", "verdict alone")]
+    assert not any(FILTERS[name](unanswered) for name in ("final_right", "wrong_to_right", "mixed_groups"))
+    assert len(FILTERS["balanced"]([*unanswered, went("a+", "right")])) == 2  # one that is not right beside it
+
+
+def test_prompts_of_medium_difficulty_have_a_tenth_to_seven_tenths_right():
+    def kept(right: int) -> bool:
+        return bool(FILTERS["medium_groups"]([went("a+" if n < right else "a-", str(n)) for n in range(10)]))
+
+    assert [right for right in range(11) if kept(right)] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_best_of_group_takes_the_highest_reward_of_each_prompt():
     rewarded = [
         went("a+", name, prompt, reward=reward) for name, prompt, reward in (("x", "p", 0.0), ("y", "p", 2.0), ("z", "q", 1.0))
@@ -250,9 +265,10 @@ def pairs(*codes: str, rules: list[str], share_attempt: bool = False) -> set[tup
 def test_paths_of_trajectories():
     known = {"a- v- r+": "wrong,No,correct", "a+ v- r-": "correct,No,wrong", "a+ v+": "correct,Yes", "a- v+": "wrong,Yes"}
     assert {code: path(went(code)) for code in known} == known
-    assert [path(went(code)) for code in ("", "a+", "a- v0", "a- v-", "v+")] == [""] * 5
+    assert [path(went(code)) for code in ("", "a+", "a- v0", "a- v0 r+", "a- v-", "v+")] == [""] * 6
     # What goes on after a Yes did not end with it, and may end the other way.
-    assert [path(went(code)) for code in ("a- v+ r+", "a+ v+ r-", "a- v+ v- r+", "a+ v+ v+")] == ["", "", "", "correct,Yes"]
+    assert [path(went(code)) for code in ("a- v+ r+", "a+ v+ r-", "a- v+ v- r+", "a+ v+ v-")] == [""] * 4
+    assert path(went("a+ v+ v+")) == "correct,Yes"
 
 
 def test_typed_pairs_are_those_of_the_paper():
@@ -274,6 +290,19 @@ def test_pairs_by_correctness_reward_and_verdict():
     assert pairs("a- v+", "a+ v+", rules=["reward"]) == {("a+ v+", "a- v+", "reward")}
     assert pairs("a- v+", "a- v- r-", rules=["verdict"]) == {("a- v- r-", "a- v+", "verdict")}
     assert pairs("a+ v+", "a+ v+", rules=["correctness", "verdict"]) == set()
+
+
+def test_the_sides_that_pairs_are_drawn_from():
+    codes = ["a+ v+", "a+ v- r-", "a- v- r-", "a- v+", "a+", "v+", ""]
+    group = [went(code, code, reward=reward) for code, reward in zip(codes, (3.0, 1.0, 3.0, 2.0, 1.0, 2.0, 1.0), strict=True)]
+
+    def sides(rule: str) -> list[tuple[list[str], list[str]]]:
+        return [([t.id for t in winners], [t.id for t in losers]) for winners, losers in PAIR_RULES[rule](group)]
+
+    # A verdict is compared with those on answers of the same outcome; what has no verdict or no answer takes no part.
+    assert sides("verdict") == [(["a+ v+"], ["a+ v- r-"]), (["a- v- r-"], ["a- v+"])]
+    assert sides("reward") == [(["a+ v+", "a- v- r-"], ["a+ v- r-", "a+", ""])]
+    assert sides("correctness") == [(["a+ v+", "a+"], ["a+ v- r-", "a- v- r-", "a- v+", "v+", ""])]
 
 
 def test_sharing_the_attempt_asks_for_the_same_tokens():
@@ -316,11 +345,18 @@ def test_a_restart_gives_the_attempt_and_drops_everything_after_it():
 
 def test_restarts_need_prompts_with_right_and_wrong_answers_and_verification_does_not():
     alike = [went("a+ v+", "x", "p"), went("a- v+", "y", "q")]
-    assert restart_groups(alike, 2, 1) == []
+    assert restart_groups(alike, 2, 1) == restart_groups([went("a+", "x"), went("a-", "y")], 2, 1) == []  # nor without a verdict
     assert [t.prompt_id for t in verification_groups(alike, 2, 1)] == ["x+verify", "y+verify"]
+
+
+def test_at_most_one_right_and_one_wrong_attempt_of_a_prompt_is_given_and_none_where_nothing_was_answered():
+    many = [went("a+ v+", f"right {n}") for n in range(5)] + [went("a- v+", f"wrong {n}") for n in range(5)]
+    assert len(verification_groups([*many, went("", "nothing", prompt="q")], count=10, members=1)) == 2
+    assert verification_groups([*many[:5], went("", "nothing", prompt="q")], count=10, members=1) == []
 
 
 def test_verification_is_balanced_and_never_more_than_asked():
     many = [went("a+ v+", f"{n}", prompt=f"p{n}") for n in range(9)] + [went("a- v+", "w", prompt="w")]
     groups = verification_groups(many, count=4, members=2)
     assert sorted(t.turns[0].outcome for t in groups) == [Outcome.CORRECT] * 2 + [Outcome.INCORRECT] * 2
+    assert verification_groups(many[::-1], count=4, members=2) == groups  # the order in which they arrive changes nothing
