@@ -53,7 +53,8 @@ class Turn:
 
     `logprobs` has one entry per token for sampled turns (natural log, temperature 1, the full distribution of the policy
     `weight_version`) and is empty for turns that were said rather than sampled. `loss_weight` is in 0..1 and is what
-    fine-tuning multiplies every token of the turn with.
+    fine-tuning multiplies every token of the turn with. `dropped` was sampled after the turn and is not part of it: what a
+    protocol with a judge outside the model left out.
     """
 
     kind: TurnKind
@@ -65,6 +66,7 @@ class Turn:
     verdict: Verdict | None = None
     outcome: Outcome | None = None
     loss_weight: float = 0.0
+    dropped: list[int] = field(default_factory=list)
 
     @property
     def sampled(self) -> bool:
@@ -130,6 +132,7 @@ def from_record(record: dict[str, Any]) -> Trajectory:
                 "outcome": turn["outcome"] and Outcome(turn["outcome"]),
                 "token_ids": list(turn["token_ids"]),
                 "logprobs": list(turn["logprobs"]),
+                "dropped": list(turn.get("dropped", ())),
             }
         )
         for turn in record["turns"]

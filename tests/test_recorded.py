@@ -4,13 +4,15 @@ import dataclasses
 
 import pytest
 from test_feedback import GOLD
-from test_protocol import CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, play
+from test_protocol import CHAIN, CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, ScriptedEngine, play
 
 from srl.config import ConfigError, load_config
 from srl.protocols.protocol import build_protocol
+from srl.rollout.judges import in_threads
 from srl.rollout.loop import Limits, run_trajectories
 from srl.rollout.recorded import RecordedEngine, append_trajectories, read_trajectories
-from srl.trajectory import Trajectory, TurnKind
+from srl.tasks.chains import question
+from srl.trajectory import StopReason, Trajectory, TurnKind
 
 PLAYED = {
     "long_chain": (f"{SLIP}\n{CHECKED_WRONG}\n{RIGHT}\n{CHECKED_RIGHT}",),
@@ -23,6 +25,22 @@ PLAYED = {
     "gold_two_turn": (f"{SLIP}\n{CHECKED_RIGHT}", "The solution…"),
     "judged_chain": (SLIP, RIGHT),  # without a check
 }
+OTHERS = [
+    ("gold_chain", (f"{RIGHT}\n{CHECKED_RIGHT}",)),  # a check that no verdict follows
+    ("gold_two_turn", (f"{RIGHT}\n{CHECKED_RIGHT}. [VERIFY] wrong",)),
+    ("gold_chain", (f"{SLIP} so **[VERIFY] correct**", RIGHT)),  # the verdict's words are not the judge's
+    ("gold", ("The solution…", f"{RIGHT}\n{CHECKED_RIGHT}")),  # cut, and then one whose end was dropped
+]
+
+
+class StoppingEngine(ScriptedEngine):
+    """Does not end the request after the last text."""
+
+    def step(self):
+        return super().step() if self.texts else []
+
+    def abort(self, request_ids):
+        self.running.clear()
 
 
 def replayed(chat, recorded: list[Trajectory], protocol: str, **changes) -> Trajectory:
@@ -33,13 +51,42 @@ def replayed(chat, recorded: list[Trajectory], protocol: str, **changes) -> Traj
     return fresh
 
 
-@pytest.mark.parametrize("protocol", list(PLAYED))
-def test_a_replayed_trajectory_is_the_recorded_one(chat, tmp_path, protocol):
-    played, _ = play(chat, protocol, *PLAYED[protocol], judges=GOLD)
+@pytest.mark.parametrize(("protocol", "texts"), [*PLAYED.items(), *OTHERS])
+def test_a_replayed_trajectory_is_the_recorded_one(chat, tmp_path, protocol, texts):
+    played, _ = play(chat, protocol, *texts, judges=GOLD)
     append_trajectories(tmp_path / "deep" / "file.jsonl", [played])
     recorded = read_trajectories(tmp_path / "deep" / "file.jsonl")
     assert recorded == [played]
     assert replayed(chat, recorded, protocol) == played
+
+
+@pytest.mark.parametrize("texts", [(), (SLIP,), (SLIP, CHECKED_WRONG)])
+def test_a_trajectory_whose_time_was_up_ends_at_the_same_place_without_the_wait(chat, texts):
+    played = Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)))
+    protocol, limits = build_protocol("prompted", load_config(None, []), chat), Limits(512, max_seconds=0.05)
+    engine = StoppingEngine(chat, list(texts))
+    run_trajectories(engine, protocol, chat, [played], temperature=1.0, limits=limits, timeout_s=5)
+    assert played.stop_reason is StopReason.TIME
+    assert replayed(chat, [played], "prompted") == played
+
+
+def test_what_workers_or_a_judge_failed_on_ends_so_again(chat):
+    opening = chat.opening(question(CHAIN))
+    failed = Trajectory("t", "p", question(CHAIN), "66", opening, stop_reason=StopReason.FAILED)
+    assert replayed(chat, [failed], "gold") == failed
+    silent = {"gold": in_threads(lambda trajectory: None, 1)}
+    unjudged, _ = play(chat, "gold_chain", SLIP, judges=silent)
+    assert unjudged.stop_reason is StopReason.UNJUDGED
+    again = replayed(chat, [unjudged], "gold_chain")  # the judge answers this time: its verdict is said, and there it ends
+    assert again.stop_reason is StopReason.UNJUDGED and again.turns[:-1] == unjudged.turns
+    with pytest.raises(ValueError, match="no recorded trajectory has the request t#0"):
+        replayed(chat, [failed], "gold", prompt_token_ids=opening[:-1])
+
+
+def test_of_a_trajectory_that_was_recorded_twice_the_last_counts(chat):
+    before, _ = play(chat, "intrinsic", SLIP, RIGHT)
+    after, _ = play(chat, "intrinsic", RIGHT, SLIP)
+    assert replayed(chat, [before, after], "intrinsic") == after
 
 
 def test_a_trajectory_that_was_not_recorded_or_not_after_these_tokens_is_refused(chat):
@@ -51,6 +98,16 @@ def test_a_trajectory_that_was_not_recorded_or_not_after_these_tokens_is_refused
     with pytest.raises(ValueError, match="t#2 was recorded after other tokens"):
         replayed(chat, [played], "prompted")
     assert [turn.kind for turn in played.turns] == [TurnKind.ATTEMPT, TurnKind.INSTRUCTION, TurnKind.REVISION]
+
+
+def test_a_line_that_a_kill_cut_off_is_no_trajectory_and_the_next_one_takes_its_place(chat, tmp_path):
+    played, _ = play(chat, "attempt", SLIP)
+    file = tmp_path / "file.jsonl"
+    append_trajectories(file, [played, played])
+    file.write_bytes(file.read_bytes()[:-9])
+    assert read_trajectories(file) == [played]
+    append_trajectories(file, [played])
+    assert read_trajectories(file) == [played, played]
 
 
 def test_a_file_that_is_missing_or_broken_is_named_with_its_line(tmp_path):

@@ -87,16 +87,21 @@ def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: 
 
 def append_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
     """Only the answer that a generation begins with: a verdict of the model's own, and what follows it, is dropped."""
-    text = chat.decode(sampled.token_ids)
-    segments = cut_chain(text, grammar)
-    count = len(sampled.token_ids) if len(segments) == 1 else chat.tokens_before(sampled.token_ids, segments[0].end)
-    append_turn(trajectory, first_tokens(sampled, count), chat, grammar)
+    keep_answer(trajectory, sampled, chat, grammar, len(sampled.token_ids))
 
 
 def append_open_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:
     """As `append_answer`, also without the token that ends the message."""
     ended = bool(sampled.token_ids) and sampled.token_ids[-1] in chat.stop_ids
-    append_answer(trajectory, first_tokens(sampled, len(sampled.token_ids) - ended), chat, grammar)
+    keep_answer(trajectory, sampled, chat, grammar, len(sampled.token_ids) - ended)
+
+
+def keep_answer(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str, most: int) -> None:
+    """Append the answer, of at most so many tokens; the turn remembers what is dropped."""
+    segments = cut_chain(chat.decode(sampled.token_ids), grammar)
+    count = most if len(segments) == 1 else chat.tokens_before(sampled.token_ids, segments[0].end)
+    append_turn(trajectory, first_tokens(sampled, count), chat, grammar)
+    trajectory.turns[-1].dropped = sampled.token_ids[count:]
 
 
 def append_check(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: str) -> None:

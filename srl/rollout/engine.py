@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from srl.config import ModelConfig, RolloutConfig
 from srl.rollout.machine import check_machine
+from srl.trajectory import StopReason
 from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Bucket, Named, as_files, unpack
 from srl.weights.feed import Feed
@@ -41,7 +42,8 @@ class Completion:
     """`logprobs[i]` is the model's own log-probability of `token_ids[i]` at temperature 1, before any truncation.
 
     `weight_version` is that of the weights the first token was sampled with: weights may be replaced before the last one.
-    `cached_tokens` of the prompt were found in the prefix cache.
+    `cached_tokens` of the prompt were found in the prefix cache. `ended` is why the trajectory stops here, where it is replayed
+    and nothing was sampled for this request.
     """
 
     request_id: str
@@ -50,6 +52,7 @@ class Completion:
     finished_by_length: bool
     weight_version: int = 0
     cached_tokens: int = 0
+    ended: StopReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

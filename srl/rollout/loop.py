@@ -204,6 +204,8 @@ class TrajectoryLoop:
             self.engine.submit(request_id, token_ids, sampling)
 
     def _receive(self, run: Run, done: Completion) -> None:
+        if done.ended is not None:
+            return self._stop(run, done.ended)
         trajectory, known = run.trajectory, len(run.trajectory.turns)
         self.counts["prompt_tokens"] += len(run.seen)
         self.counts["cached_tokens"] += done.cached_tokens

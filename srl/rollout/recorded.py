@@ -9,23 +9,27 @@ from itertools import groupby
 from pathlib import Path
 
 from srl.config import ConfigError
+from srl.observe.run_directory import append_line
 from srl.rollout.engine import Completion, Sampling
 from srl.rollout.loop import Arriving
-from srl.trajectory import Trajectory, Turn, TurnKind, from_record, to_record
+from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, from_record, to_record
+
+# Ends that come from the clock, a judge or a worker, not from what was sampled.
+OUTSIDE = (StopReason.TIME, StopReason.UNJUDGED, StopReason.FAILED)
 
 
 def append_trajectories(file: Path, trajectories: Sequence[Trajectory]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as lines:
-        lines.writelines(json.dumps(to_record(trajectory)) + "\n" for trajectory in trajectories)
+    for trajectory in trajectories:
+        append_line(file, to_record(trajectory))
 
 
 def read_trajectories(file: Path) -> list[Trajectory]:
-    """Raises ConfigError naming the file, and the line that is not a trajectory."""
+    """Without a last line that was not finished. Raises ConfigError naming the file, and the line that is not a trajectory."""
     if not file.is_file():
         raise ConfigError(f"{file}: no such file of trajectories")
     trajectories = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         try:
             trajectories.append(from_record(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
@@ -36,30 +40,39 @@ def read_trajectories(file: Path) -> list[Trajectory]:
 class RecordedEngine:
     """Answers every request with what was sampled then, by trajectory id and turn, under the weight version of then.
 
-    What is said between is not taken from the record, so a protocol that has changed since is noticed.
+    What is said between is not taken from the record, so a protocol that has changed since is noticed. Judges are asked again. A
+    trajectory that was ended by `OUTSIDE` then is ended by it again, when it asks for more than was sampled. Of one that was
+    recorded twice, such as before and after a restart, the last counts.
     """
 
     def __init__(self, trajectories: Iterable[Trajectory]):
         self.version = 0
+        last = {trajectory.id: trajectory for trajectory in trajectories}
         self.recorded = {
-            request_id: (prompt, done) for trajectory in trajectories for request_id, prompt, done in generations(trajectory)
+            request_id: (prompt, done) for trajectory in last.values() for request_id, prompt, done in generations(trajectory)
         }
-        self.running: list[str] = []
+        self.ended = {name: trajectory for name, trajectory in last.items() if trajectory.stop_reason in OUTSIDE}
+        self.running: list[Completion] = []
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
         """Raises ValueError for a request that was not recorded, or not after these tokens."""
         if request_id not in self.recorded:
+            ended = self.ended.get(request_id.rpartition("#")[0])
+            if ended and token_ids[: len(known := ended.token_ids())] == known:
+                self.running.append(Completion(request_id, [], [], False, ended=ended.stop_reason))
+                return
             raise ValueError(f"replay: no recorded trajectory has the request {request_id}")
-        if self.recorded[request_id][0] != token_ids:
+        prompt, done = self.recorded[request_id]
+        if prompt != token_ids:
             raise ValueError(f"replay: {request_id} was recorded after other tokens; prompts or protocol have changed")
-        self.running.append(request_id)
+        self.running.append(done)
 
     def step(self) -> list[Completion]:
-        done, self.running = [self.recorded[request_id][1] for request_id in self.running], []
+        done, self.running = self.running, []
         return done
 
     def abort(self, request_ids: list[str]) -> None:
-        self.running = [request_id for request_id in self.running if request_id not in request_ids]
+        self.running = [done for done in self.running if done.request_id not in request_ids]
 
     def load_weights(self, buckets: Arriving, version: int) -> None:
         self.version = version
@@ -76,20 +89,18 @@ def generations(trajectory: Trajectory) -> Iterator[tuple[str, list[int], Comple
         tokens = [token for turn in turns for token in turn.token_ids]
         index += len(turns)
         if sampled:
-            cut = trajectory.truncated and index == len(trajectory.turns)
-            judged = check_and_verdict(trajectory.turns[index:])
-            logprobs = [logprob for turn in turns for logprob in turn.logprobs] + [0.0] * len(judged)
+            cut = turns[-1] is was_cut(trajectory)
+            dropped = turns[-1].dropped
+            logprobs = [logprob for turn in turns for logprob in turn.logprobs] + [0.0] * len(dropped)
             request_id = f"{trajectory.id}#{index - len(turns)}"
-            yield request_id, list(prompt), Completion(request_id, tokens + judged, logprobs, cut, turns[0].weight_version)
+            yield request_id, list(prompt), Completion(request_id, tokens + dropped, logprobs, cut, turns[0].weight_version)
         prompt += tokens
 
 
-def check_and_verdict(following: Sequence[Turn]) -> list[int]:
-    """The check that the model wrote after its answer, and the judge's verdict for its own, which was not kept; or nothing."""
-    said = [turn for turn in following[:2] if turn.kind is TurnKind.INSTRUCTION]
-    if [turn.verdict is not None for turn in said] != [False, True]:
-        return []
-    return said[0].token_ids + said[1].token_ids
+def was_cut(trajectory: Trajectory) -> Turn | None:
+    """A turn whose cut by its limit explains the end: the last that was kept whole. After an instruction no room was left."""
+    ends = trajectory.truncated and was_sampled(trajectory.turns[-1])
+    return next((turn for turn in reversed(trajectory.turns) if ends and was_sampled(turn) and not turn.dropped), None)
 
 
 def was_sampled(turn: Turn) -> bool:
