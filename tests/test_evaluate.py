@@ -33,8 +33,8 @@ class Letters:
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(token) for token in ids if token)
 
-    def tokens_before(self, ids: list[int], characters: int) -> int:
-        return min(characters, len(ids))
+    def reach(self, ids: list[int], characters: int, begun: tuple[int, int]) -> tuple[int, int]:
+        return (min(characters, len(ids)),) * 2
 
 
 class Answering:

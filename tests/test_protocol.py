@@ -271,12 +271,26 @@ def test_text_that_the_tokenizer_has_no_tokens_for_is_refused(chat):
         chat.opening("What is love?")
 
 
-@given(ids=st.lists(st.integers(5, 60), max_size=20), data=st.data())
+@given(ids=st.lists(st.integers(5, 60), max_size=200), data=st.data())
 def test_tokens_before_is_the_fewest_tokens_that_reach_so_far(chat, ids, data):
     characters = data.draw(st.integers(0, len(chat.decode(ids))))
     count = chat.tokens_before(ids, characters)
     assert len(chat.decode(ids[:count])) >= characters
     assert count == 0 or len(chat.decode(ids[: count - 1])) < characters
+    begin = data.draw(st.integers(0, count))
+    known = begin, len(chat.decode(ids[:begin]))
+    assert chat.reach(ids, characters, known) == (count, len(chat.decode(ids[:count])))
+    assert chat.reach(ids, len(chat.decode(ids)) + 1, known) == (len(ids), len(chat.decode(ids)))
+
+
+def test_a_long_chain_is_cut_with_a_few_times_its_tokens_decoded(tokenizer_folder):
+    chat, decoded = Chat(tokenizer_folder, PromptsConfig()), []
+    chat.decode = lambda ids, decode=chat.decode: decoded.append(len(ids)) or decode(ids)
+    ids = ids_of(chat, f"{SLIP}\n{CHECKED_WRONG}\n" * 30)
+    trajectory = Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)))
+    append_chain(trajectory, Sampled(A, ids, [-1.0] * len(ids), 0, False), chat, "verify")
+    assert len(trajectory.turns) == 60 and len(ids) > 3000
+    assert sum(decoded) < 8 * len(ids)
 
 
 @pytest.mark.parametrize(

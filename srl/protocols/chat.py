@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from srl.config import ConfigError, PromptsConfig
 from srl.protocols.action import Say
 
+CONTEXT = 8  # tokens before some others on which the text of these may depend: spaces, and characters of several tokens
+FIRST_STEP = 32  # tokens; then twice as many each time
 ANSWER = "\x02answer\x03"  # stands for the model's answer while the template is measured; no real text contains it
 
 
@@ -64,14 +66,33 @@ class Chat:
 
     def tokens_before(self, ids: list[int], characters: int) -> int:
         """The fewest first tokens whose text has at least that many characters."""
-        low, high = 0, len(ids)
-        while low < high:
+        return self.reach(ids, characters)[0]
+
+    def reach(self, ids: list[int], characters: int, begun: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """The fewest first tokens whose text has at least that many characters, all if none have, and how many it has.
+
+        `begun` is another such pair that is known to lie before. The time grows with the distance from there, not with the length
+        of `ids`: only what is between is decoded, after a few tokens of what stands before it, on which its text may depend.
+        """
+        (low, below), step = begun, FIRST_STEP
+        if below >= characters or low == len(ids):
+            return low, below
+
+        def length(count: int) -> int:
+            context = max(0, low - CONTEXT)
+            return below + len(self.decode(ids[context:count])) - len(self.decode(ids[context:low]))
+
+        while (reached := length(high := min(low + step, len(ids)))) < characters:
+            if high == len(ids):
+                return high, reached
+            low, below, step = high, reached, 2 * step
+        while high - low > 1:
             middle = (low + high) // 2
-            if len(self.decode(ids[:middle])) >= characters:
-                high = middle
+            if (between := length(middle)) >= characters:
+                high, reached = middle, between
             else:
-                low = middle + 1
-        return low
+                low, below = middle, between
+        return high, reached
 
     def _user(self, question: str) -> dict[str, str]:
         return {"role": "user", "content": self.prompts.question.replace("{question}", question)}

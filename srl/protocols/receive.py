@@ -63,9 +63,11 @@ def append_chain(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: 
     text = chat.decode(ids)
     segments = cut_chain(text, grammar)
     start = len(chat.decode(given))
+    reached = begin, start
     for index, segment in enumerate(segments):
         is_last = index == len(segments) - 1
-        end = len(ids) if is_last else max(begin, chat.tokens_before(ids, segment.end))
+        reached = (len(ids), len(text)) if is_last else chat.reach(ids, segment.end, reached)
+        end = reached[0]
         if (given and end == begin) or (answered and segment.kind is TurnKind.ATTEMPT and not is_last):
             continue
         own = text[start : segment.end]
@@ -122,8 +124,8 @@ def append_check(trajectory: Trajectory, sampled: Sampled, chat: Chat, grammar: 
 
 def tokens_within(ids: list[int], characters: int, chat: Chat) -> int:
     """The most first tokens whose text has at most that many characters."""
-    count = chat.tokens_before(ids, characters)
-    return count - (len(chat.decode(ids[:count])) > characters)
+    count, reached = chat.reach(ids, characters)
+    return count - (reached > characters)
 
 
 def first_tokens(sampled: Sampled, count: int) -> Sampled:
