@@ -81,3 +81,8 @@ def test_a_prompt_is_expected_to_take_what_it_took_before_and_others_the_mean():
     lengths.seen(group("b", 40))
     assert lengths.expected(group("a", 0)) == (10.0, 1)
     assert lengths.expected(group("new", 0, prompt=3)) == (25.0, 3)
+    judged = group("a+verify", 2)
+    for trajectory in judged:
+        trajectory.turns.insert(0, Turn(TurnKind.ATTEMPT, [0] * 30))
+    lengths.seen(judged)
+    assert list(lengths.by_prompt) == ["a", "b"] and lengths.expected(group("new", 0)) == (25.0, 1)

@@ -27,7 +27,10 @@ class Order:
 
 
 class Lengths:
-    """What to expect of a prompt: the tokens its trajectories had last time, else the mean of all seen; longer prompts first."""
+    """What to expect of a prompt: the tokens its trajectories had last time, else the mean of all seen; longer prompts first.
+
+    What goes on from given turns is of another kind, and its prompt comes once: it is not remembered.
+    """
 
     def __init__(self) -> None:
         self.by_prompt: dict[str, float] = {}
@@ -38,6 +41,8 @@ class Lengths:
         return self.by_prompt.get(group[0].prompt_id, mean), len(group[0].prompt_token_ids)
 
     def seen(self, group: list[Trajectory]) -> None:
+        if any(turn.token_ids and not turn.sampled for turn in group[0].turns[:1]):
+            return
         tokens = sum(trajectory.sampled_tokens() for trajectory in group)
         self.by_prompt[group[0].prompt_id] = tokens / len(group)
         self.tokens, self.trajectories = self.tokens + tokens, self.trajectories + len(group)
