@@ -182,6 +182,9 @@ class Session:
     def begin_grading(self, trajectories: list[Trajectory]) -> None:
         self.begun.update(trajectory.id for trajectory in trajectories)
 
+    def forget_grades(self) -> None:
+        self.begun.clear()
+
     def grade(self, trajectories: list[Trajectory]) -> None:
         self.world.tick()
         assert self.begun.issuperset(trajectory.id for trajectory in trajectories), "graded only when all were sampled"
@@ -345,6 +348,23 @@ def test_two_losses_at_any_moments_cost_no_prompt_and_sample_nothing_that_no_ste
         later = [moment for moment in ends_well(first) if moment > first]
         for second in later[:3]:
             ends_well(first, second)
+
+
+@pytest.mark.parametrize(("ahead", "life"), [(0, "rl"), (1, "rl1")])
+def test_groups_that_are_begun_again_have_their_own_ids_and_seeds_unless_the_pool_still_works_on_others(tmp_path, ahead, life):
+    class Third(Update):
+        def step(self, trajectories, step, *others):
+            if step == 2 and not self.ages[3:]:
+                self.ages.append(False)
+                raise LearnerLost("a learner died in the third step")
+            return super().step(trajectories, step, *others)
+
+    (tmp_path / "checkpoints").mkdir()
+    overrides = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", f"rl.ahead={ahead}"]
+    session = Session(load_config(None, [*overrides, "learner.checkpoint_every=5"]), tmp_path, World(), 0)
+    update = Third(session.world, session.pool())
+    rl.train(Training(session, update, PROBLEMS, [], lambda text: None))
+    assert {name.split("/")[0] for name in update.trained} == {life}
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

@@ -38,8 +38,13 @@ class Flow:
         self.waiting = deque(self._new_group(position) for position in self.ledger.begin_again(step))
 
     def new_life(self, step: int) -> None:
-        """Begin again although the pool still works on groups: what comes back of them is not wanted."""
-        self.life += 1
+        """Begin again: what the pool still works on, if anything, comes back under ids of an earlier life and is not wanted.
+
+        Without that, the ids and so the seeds stay what they were.
+        """
+        if self.session.pool().held.total():
+            self.life += 1
+        self.session.forget_grades()
         self.begin_again(step)
 
     def close(self) -> None:

@@ -103,6 +103,10 @@ class Session:
             self._grading = GradeQueue(self.rewards())
         return self._grading
 
+    def forget_grades(self) -> None:
+        """What was begun is not wanted any more: the same ids may come with other answers."""
+        self._grading = None
+
     def _to_grade(self, trajectories: list[Trajectory]) -> list[GradeRequest]:
         if self.config.reward.answers == "stated":
             state_answers(trajectories)
