@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srl.observe.health import gibibytes
+from srl.observe.progress import duration
 from srl.observe.run_directory import finished, read_json
 
 # Recorded numbers worth a line, in this order; each phase has some of them.
@@ -83,10 +84,7 @@ def last_record(file: Path) -> dict[str, Any] | None:
 
 
 def ago(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return f"{duration(seconds)} ago"
 
 
 def running_status(path: Path) -> str:
