@@ -1,14 +1,16 @@
 """Alarms and the choice of the policy that is kept."""
 
+import random
+
 import pytest
 
 from srl.driver.selection import Selection
-from srl.observe.alarms import WINDOW, alarms, behaviour, remember
-from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
+from srl.observe.alarms import WINDOW, alarms, behaviour, error_by_problem, remember
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
 
 HEALTHY = {
     "turn1": 50.0, "final": 55.0, "verdict_yes": 50.0, "answer_changed": 60.0, "silent_share": 30.0, "entropy": 1.0, "kl": 0.01,
-    "tokens_per_trajectory": 100.0, "truncated": 1.0,
+    "tokens_per_trajectory": 100.0, "truncated": 1.0, "turn1_error": 1.0,
 }  # fmt: skip
 SICK = {
     "always_correct": {"verdict_yes": 99.0},
@@ -52,6 +54,45 @@ def test_the_paper_s_collapse_is_named():
     # Reward plan 1: 1.5 for wrong to right. Turn 1 fell to 18.6 % while the final answer rose to 77.6 %.
     found = alarms([HEALTHY | {"turn1": 65.0, "final": 70.0}] * 3 + [HEALTHY | {"turn1": 18.6, "final": 77.6}] * 3)
     assert "70.0 -> 77.6" in found["first_attempt_falls"] and "65.0 -> 18.6" in found["first_attempt_falls"]
+
+
+def steps_of(problems: int, shares: list[float], seed: int) -> list[dict]:
+    """Steps of that many problems, new ones each time, with groups of 4. A problem's own share is drawn around the step's."""
+    rng, steps = random.Random(seed), []
+    for share in shares:
+        group = []
+        for problem in range(problems):
+            own = rng.betavariate(2 * share, 2 * (1 - share))
+            outcomes = [Outcome.CORRECT if rng.random() < own else Outcome.INCORRECT for _ in range(4)]
+            group += [Trajectory("t", str(problem), "", "", [0], [Turn(TurnKind.ATTEMPT, [1], outcome=o)]) for o in outcomes]
+        turn1 = 100 * sum(t.turns[0].outcome is Outcome.CORRECT for t in group) / len(group)
+        steps.append(HEALTHY | {"turn1": turn1, "final": 60.0} | error_by_problem(group))
+    return [steps[0] | {"final": 50.0}, steps[1] | {"final": 50.0}, steps[2] | {"final": 50.0}, *steps[3:]]
+
+
+def test_a_fall_of_the_first_attempts_is_told_from_the_noise_of_few_problems():
+    def rings(problems: int, shares: list[float], seeds: int) -> int:
+        return sum("first_attempt_falls" in alarms(steps_of(problems, shares, seed)) for seed in range(seeds))
+
+    # Of 16 problems a step, six steps of the same policy differ by 9.5 points as a rule: 5 are nothing.
+    assert rings(16, [0.5] * 6, 60) <= 1
+    assert rings(1000, [0.5] * 6, 2) == 0
+    assert rings(1000, [0.5] * 3 + [0.42] * 3, 2) == 2
+    assert rings(16, [0.7] * 3 + [0.2] * 3, 20) >= 18
+
+
+def test_the_error_of_first_attempts_is_by_problem_and_by_hand():
+    def attempt(problem: str, right: bool) -> Trajectory:
+        turn = Turn(TurnKind.ATTEMPT, [1], outcome=Outcome.CORRECT if right else Outcome.INCORRECT)
+        return Trajectory("t", problem, "", "", [0], [turn])
+
+    # Shares 1 and 1/2: mean 3/4, standard deviation 1/2 / sqrt(2), error 1/4.
+    found = error_by_problem([attempt("a", True), attempt("a", True), attempt("b", True), attempt("b", False)])
+    assert found == {"turn1_error": pytest.approx(25.0)}
+    assert error_by_problem([attempt("a", True), attempt("a", False)]) == {}
+    without = HEALTHY | {"turn1": 30.0, "final": 60.0}
+    del without["turn1_error"]
+    assert alarms([HEALTHY] * WINDOW + [without] * WINDOW) == {}
 
 
 def judged(verdict: Verdict, answers: list[str], reason: StopReason = StopReason.VERIFIED) -> Trajectory:

@@ -23,7 +23,7 @@ from srl.learner.batch import policy_example
 from srl.learner.correction import policy_age
 from srl.learner.group import LearnerLost
 from srl.learner.schedule import schedule
-from srl.observe.alarms import alarms, behaviour, remember
+from srl.observe.alarms import alarms, behaviour, error_by_problem, remember
 from srl.observe.run_directory import append_line
 from srl.protocols.chat import model_folder
 from srl.reward.rules import final_outcome
@@ -316,6 +316,7 @@ def step_metrics(
         **clock.laps,
         **stops,
         **behaviour(trajectories),
+        **error_by_problem(trajectories),
         **updated,
     }
 

@@ -1,12 +1,16 @@
 """Signs that a policy goes astray, each seen in published runs: pure functions of the metrics of the steps so far."""
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from srl.pipelines.filters import first_right
 from srl.trajectory import Trajectory, Verdict
 
 Step = dict[str, Any]
 WINDOW = 3  # steps that are averaged before anything is said
+CLEAR = 3  # standard errors of a difference that is no noise: every step of a long run looks once
 
 
 def behaviour(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -19,6 +23,21 @@ def behaviour(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "truncated": [trajectory.truncated for trajectory in trajectories],
     }
     return {name: 100 * sum(values) / len(values) for name, values in shares.items() if values}
+
+
+def error_by_problem(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """`turn1_error`: the standard error of the per cent of first attempts that are right, over problems: attempts at one problem
+    are alike. None for a single problem, which tells nothing of others."""
+    by_problem: dict[str, list[bool]] = {}
+    for trajectory in trajectories:
+        by_problem.setdefault(trajectory.prompt_id, []).append(first_right(trajectory))
+    means = [statistics.fmean(right) for right in by_problem.values()]
+    return {"turn1_error": 100 * statistics.stdev(means) / math.sqrt(len(means))} if len(means) > 1 else {}
+
+
+def error(steps: Sequence[Step], name: str) -> float:
+    """Of the mean over these steps, from that of each; without limit where one has none."""
+    return math.sqrt(sum(step.get(name, math.inf) ** 2 for step in steps)) / len(steps)
 
 
 def mean(steps: Sequence[Step], name: str) -> float | None:
@@ -63,9 +82,10 @@ def alarms(history: Sequence[Step]) -> dict[str, str]:
         found["always_correct"] = f"{said_yes:.1f} % of the verdicts say correct, {turn1:.1f} % of the first attempts are"
     if said_yes is not None and said_yes < 2 and turn1 > 5:
         found["always_wrong"] = f"{said_yes:.1f} % of the verdicts say correct, {turn1:.1f} % of the first attempts are"
-    if turn1 < mean(first, "turn1") - 5 and final > mean(first, "final"):
+    fall, noise = mean(first, "turn1") - turn1, math.hypot(error(first, "turn1_error"), error(last, "turn1_error"))
+    if fall > max(5, CLEAR * noise) and final > mean(first, "final"):
         found["first_attempt_falls"] = (
             f"the final answer improves ({mean(first, 'final'):.1f} -> {final:.1f} %) while the first attempt falls "
-            f"({mean(first, 'turn1'):.1f} -> {turn1:.1f} %)"
+            f"({mean(first, 'turn1'):.1f} -> {turn1:.1f} %, standard error of the difference {noise:.1f})"
         )
     return found
