@@ -17,12 +17,10 @@ from srl.trajectory import StopReason, Trajectory, to_record
 METHODS = {"base": ("", "prompted"), "intrinsic": ("", "intrinsic"), "ift": ("ift", ""), "rl": ("rl", "")}
 
 
-def run_protocol(
-    session: Session, protocol: str, name: str, problems: list[Problem], progress: Callable[[int], None] | None = None
-) -> list[Trajectory]:
+def run_protocol(session: Session, protocol: str, name: str, problems: list[Problem]) -> list[Trajectory]:
     """One graded trajectory per problem, with the weights that the workers hold."""
     trajectories = [session.new_trajectory(f"{name}/{problem.prompt_id}", problem) for problem in problems]
-    done = session.pool().generate(protocol, trajectories, session.config.evaluate.temperature, progress)
+    done = session.pool().generate(protocol, trajectories, session.config.evaluate.temperature)
     session.grade(done)
     return done
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ray.actor import ActorHandle
@@ -123,16 +123,12 @@ class RolloutPool:
         finally:
             self._forget(ticket)
 
-    def generate(
-        self, protocol: str, trajectories: Sequence[Trajectory], temperature: float, progress: Callable[[int], None] | None = None
-    ) -> list[Trajectory]:
-        """Run all trajectories, each a group of its own; the order given is kept. `progress` hears how many more are done."""
+    def generate(self, protocol: str, trajectories: Sequence[Trajectory], temperature: float) -> list[Trajectory]:
+        """Run all trajectories, each a group of its own; the order given is kept."""
         groups = sorted(([trajectory] for trajectory in trajectories), key=self.lengths.expected, reverse=True)
         results: dict[str, Trajectory] = {}
         for (trajectory,) in self.stream(protocol, groups, temperature):
             results[trajectory.id] = trajectory
-            if progress:
-                progress(1)
         return [results[trajectory.id] for trajectory in trajectories]
 
     def load_weights(self, weights: Bundle | Stream) -> dict[str, float]:
