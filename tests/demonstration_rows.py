@@ -16,12 +16,13 @@ SAYS_WRONG = check(CHAIN, FALSE)[0] + verdict_line(False)
 def row(name: str, right: bool | None, verdict: str | None = None, chat: Chat | None = None) -> dict:
     """A sample by its id: p/a0 is an attempt, p/a0/v0 a verdict on it, p/a0/v0/r0 a revision.
 
-    `right` is what the grader said; for verdicts, what it said of the attempt.
+    `right` is what the grader said; for verdicts, what it said of the attempt. Without a tokenizer each has words of its own.
     """
     parent, _, last = name.rpartition("/")
     kind = {"a": A, "v": V, "r": R}[last[0]]
     answer = RIGHT if right else SLIP
     text = {A: answer, V: SAYS_CORRECT if verdict == "correct" else SAYS_WRONG, R: answer}[kind]
+    text = text if chat else f"{name}: {text}"
     accepted = {A: True, V: verdict == ("correct" if right else "wrong"), R: bool(right)}[kind]
     return {
         "id": name,

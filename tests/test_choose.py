@@ -16,7 +16,7 @@ from tests.demonstration_rows import A, V, family, row
 
 
 def chosen(rows: list[dict], seed: int = 0, **stage1) -> tuple[list[tuple[str, list[str]]], dict[str, int]]:
-    found, reasons = choose(rows, Stage1Config(**stage1), seed)
+    found, reasons = choose(rows, Stage1Config(**stage1), seed, "verify")
     return [(name, [r["id"] for r in path]) for name, path in found], dict(reasons)
 
 
@@ -135,6 +135,31 @@ def test_the_cap_per_problem_counts_classes_apart_and_says_what_it_left_out():
         assert Counter(name for name, _ in found) == {"D1": cap, "D3": cap} and reasons == left_out
 
 
+def same_words(rows: list[dict], *others: int) -> list[dict]:
+    """Attempts of those numbers, and what follows them, say the same as attempt 0."""
+    texts = {r["id"]: r["text"] for r in rows}
+    return [
+        r | {"text": texts[re.sub(r"^p/a\d+", "p/a0", r["id"])]} if int(r["id"].split("/")[1][1:]) in others else r for r in rows
+    ]
+
+
+def test_of_demonstrations_that_say_the_same_one_is_taken_and_the_others_cost_no_place_under_the_cap():
+    rows = [r for n in range(5) for r in family(n, True, ["correct"], [])]
+    assert chosen(rows, per_prompt_and_class=3)[1] == {"D3: cap per problem": 2}
+    found, reasons = chosen(same_words(rows, 1, 2), per_prompt_and_class=3)
+    assert len(found) == 3 and reasons == {"D3: duplicate": 2}
+    told = [r for n in range(3) for r in family(n, False, ["wrong"], [True])]
+    assert chosen(same_words(told, 1))[1] == {"D1: duplicate": 1}
+    # Another verdict on the same words is another demonstration, but none without verdicts.
+    told = same_words(told, 1, 2)
+    told[4]["text"] = "Not so: [VERIFY] wrong"
+    assert len(chosen(told)[0]) == 2 and chosen(told)[1] == {"D1: duplicate": 1}
+    assert len(chosen(told, recipe="raft")[0]) == 1
+    # What a verdict says after its marker is cut.
+    told[4]["text"] = told[1]["text"] + " Let me see."
+    assert len(chosen(told)[0]) == 1
+
+
 VERDICTS = st.lists(st.sampled_from(["correct", "wrong", None]), max_size=3)
 SHAPES = st.lists(st.tuples(st.booleans(), VERDICTS, st.lists(st.booleans(), max_size=2)), min_size=1, max_size=4)
 FAMILIES = SHAPES.map(lambda shapes: [r for n, shape in enumerate(shapes) for r in family(n, *shape)])
@@ -148,7 +173,7 @@ def test_the_order_in_which_samples_arrive_changes_nothing(rows, seed, cap, rng:
 
 @given(FAMILIES)
 def test_every_attempt_is_chosen_once_or_has_a_reason_and_ends_in_a_right_answer(rows):
-    found, reasons = choose(rows, Stage1Config(), 0)
+    found, reasons = choose(rows, Stage1Config(), 0, "verify")
     assert len(found) + sum(reasons.values()) == sum(r["kind"] == A for r in rows)
     assert len({path[0]["id"] for _, path in found}) == len(found)
     for name, path in found:

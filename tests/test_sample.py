@@ -222,11 +222,12 @@ def attempts_of(rows: dict) -> Counter:
 
 
 def test_a_problem_whose_quotas_are_full_gets_no_more_attempts(chat, tokenizer_folder):
-    def text(name: str) -> str:
+    def text(name: str, copies: bool = False) -> str:
         # p0 is right and wrong in turn and judges itself well; p1 never says "wrong", so its wrong attempts lead nowhere.
         right = int(name.split("/")[1][1:]) % 2 == 0
         says_wrong = not right and name.startswith("p0")
-        answers = {"a": r"\boxed{10}" if right else r"\boxed{11}", "r": r"\boxed{10}"}
+        steps = "" if copies else " ".join(name.split("/")[1][1:]) + " "
+        answers = {"a": steps + (r"\boxed{10}" if right else r"\boxed{11}"), "r": r"\boxed{10}"}
         return answers.get(name.rpartition("/")[2][0], "[VERIFY] wrong" if says_wrong else "[VERIFY] correct")
 
     rows, _ = grow(chat, tokenizer_folder, text, attempts=12, wave=2, per_prompt_and_class=2)
@@ -234,6 +235,9 @@ def test_a_problem_whose_quotas_are_full_gets_no_more_attempts(chat, tokenizer_f
     # p1 has its two right-first trajectories after four attempts: its later right attempts are not judged any more.
     judged_attempts = {row["parent"] for row in rows.values() if row["kind"] == V and row["prompt_id"] == "p1"}
     assert judged_attempts == {f"p1/a{n}" for n in (0, 1, 2, 3, 5, 7, 9, 11)}
+    # Copies of a trajectory fill no quota: they give one demonstration.
+    rows, _ = grow(chat, tokenizer_folder, lambda name: text(name, copies=True), attempts=12, wave=2, per_prompt_and_class=2)
+    assert attempts_of(rows) == {"p0": 12, "p1": 12}
 
 
 def test_one_wave_of_all_attempts_never_stops_early(chat, tokenizer_folder):

@@ -32,7 +32,7 @@ from srl.pipelines.card import (
     problem_statistics,
 )
 from srl.pipelines.classes import Candidate, Row, candidates
-from srl.pipelines.render import messages, reads_as_made, render
+from srl.pipelines.render import messages, reads_as_made, render, words
 from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat, model_folder
 from srl.trajectory import Trajectory
@@ -84,24 +84,28 @@ def rank(seed: int, name: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
 
 
-def choose(rows: Sequence[Row], stage1: Stage1Config, seed: int) -> tuple[list[Candidate], Counter]:
+def choose(rows: Sequence[Row], stage1: Stage1Config, seed: int, grammar: str) -> tuple[list[Candidate], Counter]:
     """Demonstrations from one problem's samples, and how many attempts left for which reason.
 
-    At most one per attempt, at most `per_prompt_and_class` of each class. A correct attempt that could be D2 is D3 when
-    D2 is full or not wanted.
+    At most one per attempt, at most `per_prompt_and_class` of each class, none that says the same as another. A correct attempt
+    that could be D2 is D3 when D2 is full or not wanted.
     """
     children: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: rank(seed, row["id"])):
         children[row["parent"]].append(row)
     wanted = wanted_classes(stage1)
-    chosen, taken, reasons = [], Counter(), Counter()
+    chosen, taken, said, reasons = [], Counter(), set(), Counter()
     for attempt in children[""]:
         found, reason = candidates(attempt, children, stage1.agreement)
         usable = [candidate for candidate in found if candidate[0] in wanted]
-        open_ones = [candidate for candidate in usable if taken[candidate[0]] < stage1.per_prompt_and_class]
+        new = [candidate for candidate in usable if words(candidate[1], stage1.recipe, grammar) not in said]
+        open_ones = [candidate for candidate in new if taken[candidate[0]] < stage1.per_prompt_and_class]
         if open_ones:
             taken[open_ones[0][0]] += 1
+            said.add(words(open_ones[0][1], stage1.recipe, grammar))
             chosen.append(open_ones[0])
+        elif usable and not new:
+            reasons[f"{usable[-1][0]}: duplicate"] += 1
         elif usable:
             reasons[f"{usable[-1][0]}: cap per problem"] += 1
         else:
@@ -159,7 +163,7 @@ class Assembler:
         difficulty = []
         with pq.ParquetWriter(self.folder / file.name, SCHEMA) as writer:
             for rows in problems_in(file, COLUMNS):
-                chosen, reasons = choose(rows, self.config.stage1, self.config.run.seed)
+                chosen, reasons = choose(rows, self.config.stage1, self.config.run.seed, self.config.protocol.grammar)
                 dropped += reasons
                 add(statistics, problem_statistics(rows))
                 difficulty.append(difficulty_of(rows))

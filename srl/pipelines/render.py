@@ -25,7 +25,7 @@ def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajec
     trajectory.prompt_token_ids = chat.opening(trajectory.question)
     two_turn = without_verdict or config.protocol.form == "_two_turn"
     said = config.prompts.reask if without_verdict else config.prompts.revise
-    steps = [(row, weight) for row, weight in zip(path, weights, strict=True) if not (without_verdict and row["verdict"])]
+    steps = [(row, weight) for row, weight in zip(path, weights, strict=True) if is_shown(row, config.stage1.recipe)]
     for index, (row, weight) in enumerate(steps):
         is_revision, is_last = row["kind"] == TurnKind.REVISION, index == len(steps) - 1
         ids, text = sampled_piece(row, chat, config.protocol.grammar)
@@ -44,12 +44,26 @@ def render(name: str, path: Sequence[Row], config: Config, chat: Chat) -> Trajec
     return trajectory
 
 
+def is_shown(row: Row, recipe: str) -> bool:
+    """The baselines are made without verdicts."""
+    return recipe == "ift" or row["kind"] != TurnKind.VERDICT
+
+
+def words(path: Sequence[Row], recipe: str, grammar: str) -> tuple[str, ...]:
+    """What a demonstration of these samples says, piece by piece: those of one problem that say the same are copies."""
+    return tuple(sampled_text(row, grammar) for row in path if is_shown(row, recipe))
+
+
+def sampled_text(row: Row, grammar: str) -> str:
+    """Of a verdict up to its marker: what follows is cut (section 3.1)."""
+    match = only_match(row["text"], grammar) if row["kind"] == TurnKind.VERDICT else None
+    return row["text"][: match.end()] if match else row["text"]
+
+
 def sampled_piece(row: Row, chat: Chat, grammar: str) -> tuple[list[int], str]:
-    """Token ids without those that end a message, and text; of a verdict up to its marker: what follows is cut (section 3.1)."""
-    ids = chat.without_end(row["token_ids"])
-    if row["kind"] != TurnKind.VERDICT or (match := only_match(row["text"], grammar)) is None:
-        return ids, row["text"]
-    return ids[: chat.tokens_before(ids, match.end())], row["text"][: match.end()]
+    """Token ids without those that end a message, and text, both cut as `sampled_text`."""
+    ids, text = chat.without_end(row["token_ids"]), sampled_text(row, grammar)
+    return (ids if text == row["text"] else ids[: chat.tokens_before(ids, len(text))]), text
 
 
 def reads_as_made(trajectory: Trajectory, chat: Chat, grammar: str) -> bool:

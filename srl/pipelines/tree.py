@@ -147,7 +147,7 @@ class Sampler:
 
         Only whole waves decide, so what is sampled does not depend on which request finishes first.
         """
-        stage1, rows, taken = self.config.stage1, [], Counter()
+        stage1, rows, taken = self.config.stage1, [], set()
         for start in range(0, stage1.attempts, stage1.wave):
             wave = range(start, min(start + stage1.wave, stage1.attempts))
             full = full_sides(taken, stage1.per_prompt_and_class)
@@ -229,20 +229,21 @@ class Sampler:
         return trajectory, row
 
 
-def full_sides(taken: Mapping[bool, int], cap: int) -> set[bool]:
+def full_sides(taken: Collection[tuple[bool, str]], cap: int) -> set[bool]:
     """Which of right-first (True) and wrong-first (False) have as many trajectories as a problem may give to a class."""
-    return {side for side in (True, False) if taken[side] >= cap}
+    counts = Counter(side for side, _ in taken)
+    return {side for side in (True, False) if counts[side] >= cap}
 
 
-def side_of(tree: Sequence[Row], least_agreement: float) -> list[bool]:
-    """[whether its attempt is right] if the tree holds a demonstration, else []."""
+def side_of(tree: Sequence[Row], least_agreement: float) -> list[tuple[bool, str]]:
+    """[(whether its attempt is right, what that says)] if the tree holds a demonstration, else []: copies count once."""
     if not tree:
         return []
     children: dict[str, list[Row]] = {row["id"]: [] for row in tree}
     for row in tree[1:]:
         children[row["parent"]].append(row)
     found, _ = candidates(tree[0], children, least_agreement)
-    return [tree[0]["outcome"] == Outcome.CORRECT] if found else []
+    return [(tree[0]["outcome"] == Outcome.CORRECT, tree[0]["text"])] if found else []
 
 
 def continued(trajectory: Trajectory, name: str) -> Trajectory:
