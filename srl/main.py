@@ -52,10 +52,11 @@ A run that was stopped continues at its first missing phase; fresh=true starts o
 OF_A_RUN = ("orm", "evaluate", "report", "weights")  # without --config: under the settings the run has, if it is there
 ASKS_A_MODEL = ("chat", "serve")  # that of a run as it was trained: under the settings of RUN for --model RUN/checkpoints/NAME
 MAY_START_OVER = ("run", "stage1", "sft", "rl")  # with fresh=true; everything else works with what is there
+CONTINUE = (*MAY_START_OVER, "orm", "evaluate", "reproduce", "tune")  # where they were, when they are started again
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a setting, file or resource cannot be used, 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads
+    """Exit status: 0 done, 2 a setting, file or resource cannot be used (any more), 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads
     its output any more."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Processes of a local Ray inherit it. A thread that spins long while it waits takes the core from whoever it waits for.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command = ""
     try:
         command = command_name(arguments)
         module = importlib.import_module(f"srl.commands.{COMMANDS[command][0]}")
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"srl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nsrl: stopped; the same command continues where it was", file=sys.stderr)
+        print(f"\nsrl: stopped{'; the same command continues where it was' * (command in CONTINUE)}", file=sys.stderr)
         return 130
     return 0
 

@@ -11,8 +11,10 @@ import psutil
 import pytest
 import ray
 
+from srl.commands import chat, grade, phases
 from srl.config import load_config
 from srl.driver.cluster import connect
+from srl.main import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +36,19 @@ def test_a_stop_while_ray_connects_waits_until_it_has(monkeypatch: pytest.Monkey
         connect(load_config("tiny.yaml", [f"run.ray_address={address}"]))
     assert ended == [address or "local"]
     assert [signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("command", ["grade", "chat --model embedded", "rl"])
+def test_only_of_a_command_that_can_be_continued_it_is_said(command: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    def stopped(options, config) -> None:
+        raise KeyboardInterrupt
+
+    for module in (grade, chat, phases):
+        monkeypatch.setattr(module, "run", stopped)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert main(command.split()) == 130
+    continues = "; the same command continues where it was" if command == "rl" else ""
+    assert capsys.readouterr().err == f"\nsrl: stopped{continues}\n"
 
 
 def test_a_run_that_is_stopped_while_ray_starts_leaves_no_process_and_nothing_half_written(tmp_path: Path):
