@@ -56,7 +56,7 @@ CONTINUE = (*MAY_START_OVER, "orm", "evaluate", "reproduce", "tune")  # where th
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a setting, file or resource cannot be used (any more), 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads
+    """Exit status: 0 done, 2 a setting, file or resource cannot be used, 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads
     its output any more."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

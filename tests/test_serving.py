@@ -4,6 +4,7 @@ import asyncio
 import functools
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 from fastapi import FastAPI
 
 from srl.config import Config, ConfigError
+from srl.main import main
 from srl.protocols.chat import Chat, model_folder
 from srl.protocols.protocol import build_protocol
 from srl.rollout.loop import Limits
@@ -47,6 +49,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
+DYING = HEALTHY.replace(".serve_forever()", ".handle_request(); print('RuntimeError: no memory'); sys.exit(7)")
 
 
 @pytest.mark.parametrize(("program", "left"), [(HEALTHY, 0), ("raise ValueError('no room')", 1)])
@@ -57,6 +60,33 @@ def test_the_log_of_the_server_stays_only_where_an_error_points_to_it(program: s
     with refused, vllm_server("", Config()):
         assert len(list(tmp_path.glob("srl-serve-*"))) == 1
     assert len(list(tmp_path.glob("srl-serve-*/vllm.log"))) == left
+
+
+def test_serve_ends_and_says_why_when_vllm_has_died(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    """Nobody starts it again here; an orchestrator does, once this process has ended with an error."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(backend, "command", lambda model, port, config: [sys.executable, "-uc", DYING, str(port)])
+    assert main(["serve", "--model", "embedded", f"--port={free_port()}"]) == 2
+    assert "srl: vLLM's server stopped with 7: RuntimeError: no memory (whole log: " in capsys.readouterr().err
+
+
+def test_the_log_of_a_server_that_was_killed_is_kept_for_whoever_is_told(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = "print(' WARNING might cause OSError', flush=True)" + HEALTHY
+    monkeypatch.setattr(backend, "command", lambda model, port, config: [sys.executable, "-c", program, str(port)])
+    said = "vLLM's server was killed (SIGKILL): no error in its log (whole log: "
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused, vllm_server("", Config()) as server:
+        server.process.kill()
+        server.process.wait()
+    assert Path(str(refused.value).split()[-1].rstrip(")")).is_file()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_vllms_server_computes_with_as_many_threads_as_an_engine(threads: int, tmp_path: Path, monkeypatch):
+    note = f"import os; open({str(tmp_path / 'threads')!r}, 'w').write(os.environ.get('OMP_NUM_THREADS', 'any'))"
+    monkeypatch.setattr(backend, "command", lambda model, port, config: [sys.executable, "-c", note + HEALTHY, str(port)])
+    with vllm_server("", Config(rollout={"threads": threads})):
+        assert (tmp_path / "threads").read_text() == str(threads)
 
 
 def tokens(chat: Chat, text: str) -> list[int]:
@@ -407,8 +437,8 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Chat]]
     folder = tmp_path_factory.mktemp("model") / "base"
     shutil.copytree(model_folder("embedded"), folder)
     (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 20.0}))
-    with vllm_server(str(folder), Config()) as url:
-        yield url, Chat(str(folder), Config().prompts)
+    with vllm_server(str(folder), Config()) as server:
+        yield server.url, Chat(str(folder), Config().prompts)
 
 
 def test_vllms_own_server_samples_the_tokens_that_it_is_asked_for(vllm: tuple[str, Chat]):

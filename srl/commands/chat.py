@@ -25,11 +25,12 @@ def run(options: argparse.Namespace, config: Config) -> None:
 
     model, chat, protocol = checked(options, config)
     say(f"starting vLLM with {options.model}")
-    with vllm_server(model, config) as url:
+    with vllm_server(model, config) as server:
         for question in options.question or questions():
             try:
-                asyncio.run(ask(question, url, chat, config, protocol, options.temperature))
+                asyncio.run(ask(question, server.url, chat, config, protocol, options.temperature))
             except (ConfigError, ServerError) as error:
+                server.check()
                 say(f"cannot ask this: {error}")
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import socket
+import threading
 from typing import Any
 
 from srl.commands.numbers import at_least
 from srl.config import Config, ConfigError
 
 CONVERSATIONS = ("long_chain", "two_turn", "prompted", "intrinsic")
+LEAVE_SECONDS = 20  # for what is being answered when it is stopped; Kubernetes kills after 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
+    """Ends when vLLM does: whoever started it, such as Kubernetes, knows when to start it again. Raises ConfigError then."""
     import uvicorn
 
     from srl.observe.progress import say
@@ -37,9 +40,21 @@ def run(options: argparse.Namespace, config: Config) -> None:
     check_address(options.host, options.port)
     model, chat, protocol = checked(options, config)
     say(f"starting vLLM with {options.model}")
-    with vllm_server(model, config) as url:
+    with vllm_server(model, config) as server:
+        app = create_app(server.url, chat, config, protocol)
+        front = uvicorn.Server(
+            uvicorn.Config(
+                app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS
+            )
+        )
+
+        def end_with_vllm() -> None:
+            server.process.wait()
+            front.should_exit = True
+
+        threading.Thread(target=end_with_vllm, daemon=True, name="end-with-vllm").start()
         say(f"listening on http://{options.host}:{options.port}/v1")
-        uvicorn.run(create_app(url, chat, config, protocol), host=options.host, port=options.port, log_level="warning")
+        front.run()
 
 
 def checked(options: argparse.Namespace, config: Config) -> tuple[str, Any, str]:

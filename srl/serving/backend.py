@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,33 @@ class ServerError(RuntimeError):
         self.status = status
 
 
-@contextmanager
-def vllm_server(model: str, config: Config) -> Iterator[str]:
-    """Address of a server with the model, on a free local port; it ends with the block.
+@dataclass(frozen=True, slots=True)
+class Server:
+    """vLLM's server, of which nobody else starts another when it dies."""
 
-    Raises ConfigError with the end of its log if it stops, or is not there after rollout.start_timeout_s.
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    def check(self) -> None:
+        """Raises ConfigError with the end of its log when it has stopped."""
+        if (code := self.process.poll()) is not None:
+            how = f"stopped with {code}" if code >= 0 else f"was killed ({signal.Signals(-code).name})"
+            raise ConfigError(f"vLLM's server {how}: {last_error(self.log)} (whole log: {self.log})")
+
+
+@contextmanager
+def vllm_server(model: str, config: Config) -> Iterator[Server]:
+    """A server with the model, on a free local port; it ends with the block.
+
+    Raises ConfigError as `Server.check` if it stops, and if it is not there after rollout.start_timeout_s.
     """
-    port, log, was_up = free_port(), Path(tempfile.mkdtemp(prefix="srl-serve-")) / "vllm.log", False
-    prepare_environment(config.rollout.gpus > 0)
+    port, log = free_port(), Path(tempfile.mkdtemp(prefix="srl-serve-")) / "vllm.log"
+    on_gpu = config.rollout.gpus > 0
+    prepare_environment(on_gpu)
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
+    if not on_gpu:
+        environment["OMP_NUM_THREADS"] = str(config.rollout.threads)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command(model, port, config),
@@ -58,21 +76,30 @@ def vllm_server(model: str, config: Config) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other when it is done
             preexec_fn=end_with_parent,
         )
+    server, was_up = Server(f"http://127.0.0.1:{port}", process, log), False
     try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_up(process, url, log, config.rollout.start_timeout_s)
+        wait_until_up(server, config.rollout.start_timeout_s)
         was_up = True
-        yield url
+        yield server
+        server.check()
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        if was_up:  # else its log is what the error points to
+        if was_up and process.poll() is None:  # else its log is what the error points to
             shutil.rmtree(log.parent, ignore_errors=True)
+        stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """With the processes that it started, which may outlive it."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def end_with_parent() -> None:
@@ -103,22 +130,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float) -> None:
+def wait_until_up(server: Server, limit: float) -> None:
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ConfigError(f"vLLM's server stopped with {process.returncode}: {last_error(log)} (whole log: {log})")
+        server.check()
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+            if httpx.get(f"{server.url}/health", timeout=2).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.3)
-    raise ConfigError(f"rollout.start_timeout_s={limit:g}: vLLM's server is not up (its log: {log})")
+    raise ConfigError(f"rollout.start_timeout_s={limit:g}: vLLM's server is not up (its log: {server.log})")
 
 
 def last_error(log: Path) -> str:
-    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if "Error" in line]
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if "Error" in line and " WARNING " not in line]
     return lines[-1].strip()[:300] if lines else "no error in its log"
 
 
