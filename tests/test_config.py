@@ -117,7 +117,7 @@ def test_an_unknown_key_that_resembles_nothing_lists_the_sections():
         ("sft.learning_rate=-1", "sft.learning_rate=-1: Input should be greater than 0"),
         ("protocol.name=three_turn", "protocol.name='three_turn': Input should be 'long_chain', 'two_turn', "),
         ("run.name=../up", "run.name='../up': String should match"),
-        ("rl=3", "rl=3: Input should be a valid dictionary"),
+        ("rl=3", "rl=3: rl is a section, with settings such as rl.start"),
         ("rl.prompts.x=1", "rl.prompts={'x': 1}: Input should be a valid integer"),
     ],
 )
@@ -230,7 +230,8 @@ def test_files_that_are_missing_or_no_configuration_are_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     assert refused(path=str(tmp_path / "list.yaml")).endswith("list.yaml: expected sections such as `model:`, found list")
     (tmp_path / "broken.yaml").write_text("rl: [")
-    assert "broken.yaml: not YAML: " in refused(path=str(tmp_path / "broken.yaml"))
+    message = refused(path=str(tmp_path / "broken.yaml"))
+    assert "broken.yaml: not YAML: " in message and "line 1, column 6" in message and "unicode string" not in message
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
@@ -248,6 +249,18 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 def test_an_empty_file_is_the_defaults(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert load_config(str(tmp_path / "empty.yaml"), []) == Config()
+
+
+def test_a_section_of_which_all_is_commented_out_is_the_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("rl:\n#  steps: 4\nsft: {epochs: 9}\n")
+    assert load_config(str(tmp_path / "c.yaml"), []) == load_config(None, ["sft.epochs=9"])
+
+
+def test_a_setting_in_the_place_of_a_section_and_the_other_way_round_is_told_where_it_belongs(tmp_path):
+    (tmp_path / "c.yaml").write_text("rl.steps: 3\n")
+    assert refused(path=str(tmp_path / "c.yaml")) == "rl.steps=3: in YAML it is written as steps: below rl:"
+    (tmp_path / "c.yaml").write_text("model: embedded\n")
+    assert refused(path=str(tmp_path / "c.yaml")) == "model='embedded': model is a section, with settings such as model.path"
 
 
 def test_every_setting_has_a_description():

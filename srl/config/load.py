@@ -171,11 +171,12 @@ def read_yaml(name: str, file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        where = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{name}: not YAML: {where}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected sections such as `model:`, found {type(data).__name__}")
     refuse_repeated(yaml.compose(text, yaml.SafeLoader), name)
-    return data
+    return {section: settings for section, settings in data.items() if settings is not None}  # all of one may be commented out
 
 
 def refuse_repeated(node: yaml.Node | None, name: str, section: str = "") -> None:
@@ -234,8 +235,14 @@ def explain(error: Any) -> str:
     field = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         close = nearest_key(field)
+        if close == field:
+            section, _, key = field.partition(".")
+            return f"{field}={error['input']!r}: in YAML it is written as {key}: below {section}:"
         hint = f"; did you mean {close}?" if close else f"; sections are {', '.join(Config.model_fields)}"
         return f"unknown setting {field}={error['input']!r}{hint}"
+    if error["type"] == "model_type":
+        inside = next((key for key in valid_keys() if key.startswith(f"{field}.")), f"{field}.name")
+        return f"{field}={error['input']!r}: {field} is a section, with settings such as {inside}"
     message = error["msg"].removeprefix("Value error, ")
     return message if error["type"] == "value_error" else f"{field}={error['input']!r}: {message}"
 
