@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from srl.driver.scale import (
     Shape,
     Work,
     activation_bytes,
+    bucket_bytes,
     cache_bytes_per_token,
     concurrent_sequences,
     evaluate_split,
+    gathered_bytes,
+    learner_bytes,
     learner_s,
+    logits_bytes,
     plan_placement,
     rl_work,
     rollout_s,
@@ -232,8 +237,9 @@ def test_engines_beside_learners_use_every_device_twice_while_both_fit_into_its_
     beside = paper("rollout.colocate=true", "rollout.gpu_memory=0.5")
     plan = plan_placement(beside, QWEN_7B, H100, rl_work(beside, 1000, 150), 8, LOGITS_AT_ONCE)
     assert (plan.learners, plan.engines, plan.tensor_parallel, plan.colocated) == (8, 8, 1, True)
-    # The learner keeps 2.5 bytes of each of 7.6e9 parameters, 17.7 GiB of 80: vLLM may have 0.95 - 17.7 / 80 = 0.728 of them.
-    for share, fits in ((0.72, True), (0.74, False)):
+    # The learner keeps 2.5 bytes of each of 7.6e9 parameters, 17.7 GiB, and a bucket of 5e8 elements of 2 bytes, 0.9 GiB:
+    # vLLM may have 0.95 - 18.6 / 80 = 0.717 of 80 GiB.
+    for share, fits in ((0.71, True), (0.72, False)):
         asked = paper("rollout.colocate=true", f"rollout.gpu_memory={share}")
         assert (evaluate_split(asked, QWEN_7B, H100, rl_work(asked, 1000, 150), (8, 8, 1), LOGITS_AT_ONCE) is not None) is fits
 
@@ -272,7 +278,26 @@ def test_a_plan_names_the_settings_and_a_misfit_the_remedies(tmp_path: Path):
     text = placement_report(config, "h100", 16, 900, 150)
     assert "set: learner.workers=12 rollout.workers=4 rollout.tensor_parallel=1" in text
     assert "with this batch, twice 512 devices" in text
-    assert "does not fit: a learner rank takes" in placement_report(config, "h100", 2, 900, 150)
+    with pytest.raises(ConfigError, match="2 x h100: does not fit: a learner rank takes .* learner.zero_stage=3"):
+        placement_report(config, "h100", 2, 900, 150)
+
+
+def test_ranks_hold_a_bucket_from_zero_1_on_and_a_billion_whole_weights_under_zero_3():
+    """Of DeepSpeed's defaults, in bytes of bfloat16; on CPU no more of them than the model can fill."""
+
+    def beside_state(shape: Shape, *settings: str) -> float:
+        config = paper(*settings)
+        tokens, micro = activation_bytes(shape, 8192, 2, True), logits_bytes(shape, 8192, LOGITS_AT_ONCE)
+        return learner_bytes(config, shape, 8, True, LOGITS_AT_ONCE) - state_bytes(config, shape, 8, True) - tokens - micro
+
+    per_pass = ["learner.micro_batch_tokens=8192", "learner.gradient_checkpointing=true"]
+    for stage, expected in ((0, 1e9), (1, 1e9), (2, 1e9), (3, 1e9 + 2e9)):  # in bfloat16 0 is 1
+        assert beside_state(QWEN_7B, *per_pass, f"learner.zero_stage={stage}") == expected
+    small = replace(QWEN_7B, parameters=1000)
+    assert beside_state(small, *per_pass) == 1e9 + 2000
+    assert beside_state(small, *per_pass, "learner.gpus=0", "rollout.gpus=0") == 2000 + 2000
+    plain = paper("learner.zero_stage=0", "model.dtype=float32")
+    assert bucket_bytes(plain, small) == gathered_bytes(plain, small) == 0
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -306,6 +331,11 @@ def test_the_command_prints_a_plan_whose_settings_ask_for_gpus_only_where_there_
     config = load_config("tiny.yaml", settings)
     assert (config.learner.gpus, config.rollout.gpus) == (each, each)
     assert any(line.startswith("step: ") for line in lines)
+
+
+def test_the_command_fails_where_nothing_fits(capsys):
+    assert main(["plan", "--gpus", "1", "--tokens", "115", "--prompt", "40"]) == 2
+    assert "1 x h100: does not fit" in capsys.readouterr().err
 
 
 def test_the_dry_run_counts_activations():

@@ -14,11 +14,11 @@ from srl.driver.scale import (
     Work,
     bytes_each,
     cache_bytes_per_token,
+    kept_bytes,
     learner_bytes,
     plan_placement,
     rl_work,
     scaling,
-    state_bytes,
     stops_at,
 )
 from srl.learner.lora import add_adapters
@@ -62,7 +62,7 @@ def shared_memory(config: Config, shape: Shape) -> dict[str, str]:
     """Of a GPU that a learner and an engine share, while the engine is awake."""
     if not (config.rollout.colocate and config.rollout.gpus):
         return {}
-    state = gibibytes(state_bytes(config, shape, config.learner.workers, config.objective.needs_reference))
+    state = gibibytes(kept_bytes(config, shape, config.learner.workers, config.objective.needs_reference))
     return {"memory per shared GPU, engine awake": f"{state} of the learner beside {config.rollout.gpu_memory:.0%} for vLLM"}
 
 
@@ -122,7 +122,10 @@ def placed_on(config: Config, gpu: str) -> Config:
 
 
 def placement_report(config: Config, gpu: str, devices: int, tokens: float, prompt: float) -> str:
-    """What to set for so many devices, what a step takes, how it scales, and where that ends."""
+    """What to set for so many devices, what a step takes, how it scales, and where that ends.
+
+    Raises ConfigError with the sizes and what changes them where it does not fit.
+    """
     config = placed_on(config, gpu)
     machine, shape = MACHINES[gpu], model_shape(config)
     work = rl_work(config, tokens, prompt)
@@ -133,7 +136,7 @@ def placement_report(config: Config, gpu: str, devices: int, tokens: float, prom
         f"{devices} x {machine.name}",
     ]
     if plan is None:
-        return "\n".join([*lines, no_room(config, shape, machine, devices)])
+        raise ConfigError(f"{lines[0]}: {no_room(config, shape, machine, devices)}")
     lines += ["", *plan_lines(plan, work, machine), "", *scaling_lines(config, shape, machine, work)]
     return "\n".join(lines)
 
@@ -141,7 +144,7 @@ def placement_report(config: Config, gpu: str, devices: int, tokens: float, prom
 def no_room(config: Config, shape: Shape, machine: Machine, devices: int) -> str:
     needed = learner_bytes(config, shape, max(1, devices - 1), config.objective.needs_reference, LOGITS_AT_ONCE)
     if config.rollout.colocate:
-        state = state_bytes(config, shape, devices, config.objective.needs_reference)
+        state = kept_bytes(config, shape, devices, config.objective.needs_reference)
         return (
             f"does not fit: beside vLLM's {config.rollout.gpu_memory:.0%} of {machine.memory_gib:g} GiB a learner rank keeps "
             f"{gibibytes(state)} with {devices} ranks; settings that change it: rollout.gpu_memory, learner.zero_stage=3, "

@@ -59,6 +59,7 @@ MACHINES = {
 }
 # Per grading process: verifications of real model outputs; whole numbers that mostly repeat.
 GRADES_PER_S = {"file": 220, "chains": 50_000}
+REDUCE_BUCKET, LIVE_PARAMETERS = 5e8, 1e9  # elements: DeepSpeed's reduce_bucket_size and stage3_max_live_parameters
 FULL_LAYER_ELEMENTS = (10, 2, 4)  # see activation_bytes
 
 
@@ -139,11 +140,29 @@ def state_bytes(config: Config, shape: Shape, ranks: int, reference: bool) -> fl
     return policy + copies * each * shape.parameters / (ranks if "weights" in shards else 1)
 
 
+def bucket_bytes(config: Config, shape: Shape) -> float:
+    """What gradients of several ranks are added up in, from ZeRO 1 on. On CPU, memory that is never used is none."""
+    elements = REDUCE_BUCKET if config.learner.gpus else min(REDUCE_BUCKET, shape.parameters)
+    return elements * bytes_each(config) * (zero_stage(config) > 0)
+
+
+def kept_bytes(config: Config, shape: Shape, ranks: int, reference: bool) -> float:
+    """What a rank holds between steps: under ZeRO 3 the bucket stays with the state."""
+    return state_bytes(config, shape, ranks, reference) + bucket_bytes(config, shape) * (zero_stage(config) == 3)
+
+
+def gathered_bytes(config: Config, shape: Shape) -> float:
+    """Most of the weights that a rank has whole at a time because ZeRO 3 fetched them from the others."""
+    return min(LIVE_PARAMETERS, shape.parameters) * bytes_each(config) * (zero_stage(config) == 3)
+
+
 def learner_bytes(config: Config, shape: Shape, ranks: int, reference: bool, at_once: int) -> float:
     """Peak of one rank; `at_once` is how many logits (elements) it computes together."""
     tokens = config.learner.micro_batch_tokens
     return (
         state_bytes(config, shape, ranks, reference)
+        + bucket_bytes(config, shape)
+        + gathered_bytes(config, shape)
         + activation_bytes(shape, tokens, bytes_each(config), config.learner.gradient_checkpointing)
         + logits_bytes(shape, tokens, at_once)
     )
@@ -251,7 +270,7 @@ def evaluate_split(
     if learner_gib > 0.95 * machine.memory_gib or math.isinf(sampling):
         return None
     if config.rollout.colocate:
-        beside = state_bytes(config, shape, learners, config.objective.needs_reference) / 2**30
+        beside = kept_bytes(config, shape, learners, config.objective.needs_reference) / 2**30
         if beside > (0.95 - config.rollout.gpu_memory) * machine.memory_gib:
             return None
     length = work.prompt_tokens + work.sampled_tokens
