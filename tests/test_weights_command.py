@@ -1,14 +1,18 @@
 """Checkpoints of stage 2 as models, with parts written as two ranks write them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from srl.commands import weights
 from srl.config import Config, load_config
 from srl.driver.resume import checkpoints
+from srl.learner import export
 from srl.learner.batch import Example, collate
 from srl.learner.checkpoint import write_part
+from srl.learner.export import export_checkpoint
 from srl.learner.lora import add_adapters
 from srl.learner.model import TokenLogprobs, load_model
 from srl.main import main
@@ -54,6 +58,37 @@ def test_a_checkpoint_becomes_a_model_that_says_what_the_policy_said(tmp_path, r
         found = TokenLogprobs(load_model(str(folder), config.model))(BATCH)[0]
         torch.testing.assert_close(found, policies[step](BATCH)[0], rtol=1e-4, atol=1e-4)
     assert load_tokenizer(str(tmp_path / "4")).chat_template
+
+
+def test_a_checkpoint_that_stage_2_deletes_while_it_is_read_is_read_to_its_end(tmp_path, monkeypatch, capsys):
+    settings = [f"run.directory={tmp_path}", "rl.start=base"]
+    config = load_config(None, settings)
+    store = checkpoints(config, tmp_path / "tiny")
+    module = policy(config, 3)
+    store.save(3, {}, lambda folder: save(module, folder))
+
+    def deleted_first(*arguments) -> None:
+        shutil.rmtree(store.path(3))
+        export_checkpoint(*arguments)
+
+    monkeypatch.setattr(export, "export_checkpoint", deleted_first)
+    assert main(["weights", "--to", str(tmp_path / "model"), *settings]) == 0
+    found = TokenLogprobs(load_model(str(tmp_path / "model"), config.model))(BATCH)[0]
+    torch.testing.assert_close(found, module(BATCH)[0], rtol=1e-4, atol=1e-4)
+    assert sorted(file.name for file in (tmp_path / "tiny").iterdir()) == ["resume"]
+
+
+def test_of_a_checkpoint_that_is_half_deleted_the_next_one_takes_the_place(tmp_path, monkeypatch, capsys):
+    settings = [f"run.directory={tmp_path}", "rl.start=base"]
+    config = load_config(None, settings)
+    store = checkpoints(config, tmp_path / "tiny")
+    for step in (3, 4):
+        store.save(step, {}, lambda folder, step=step: save(policy(config, step), folder))
+    store.path(4).rename(tmp_path / "later")
+    (store.path(3) / "policy" / "part-0.safetensors").unlink()
+    monkeypatch.setattr(weights.time, "sleep", lambda seconds: (tmp_path / "later").rename(store.path(4)))
+    assert main(["weights", "--to", str(tmp_path / "model"), *settings]) == 0
+    assert "the policy after 4 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -1,10 +1,17 @@
 """weights: the policy of a checkpoint of stage 2, also while it runs, as a model that other programs load."""
 
 import argparse
+import os
+import shutil
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from srl.commands.numbers import at_least
 from srl.config import Config, ConfigError
+
+TRIES = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
-    from srl.driver.resume import checkpoints
+    from srl.driver.resume import checkpoints, link_or_copy
     from srl.driver.rl import start_folder
     from srl.learner.export import export_checkpoint
     from srl.observe.run_directory import RunDirectory, make_folder
@@ -23,14 +30,30 @@ def run(options: argparse.Namespace, config: Config) -> None:
         raise ConfigError(f"--to {target}: is there and not empty; name a new folder")
     path = RunDirectory.locate(config)
     store = checkpoints(config, path)
-    newest = store.latest()
-    there = store.steps()
-    if newest is None or (options.step is not None and options.step not in there):
+    step = wanted(store, options.step, path)
+    make_folder("--to", target.parent)
+    beside = path if os.access(path, os.W_OK) else None  # where files are linked, elsewhere they are copied
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with tempfile.TemporaryDirectory(prefix=".weights-", dir=beside) as held:
+                # Files of these names stay when stage 2 deletes the checkpoint while they are read.
+                shutil.copytree(store.path(step) / "policy", held, copy_function=link_or_copy, dirs_exist_ok=True)
+                export_checkpoint(Path(held), start_folder(config, path), config, target)
+            break
+        except (FileNotFoundError, shutil.Error):  # it was being deleted already
+            if not tries_left:
+                raise
+            time.sleep(1)
+            step = wanted(store, options.step, path)
+    print(f"{target}: the policy after {step} steps")
+
+
+def wanted(store: Any, step: int | None, run: Path) -> int:
+    """That step, or the newest that there is. Raises ConfigError with what there is."""
+    newest, there = store.latest(), store.steps()
+    if newest is None or (step is not None and step not in there):
         have = f"there are those of steps {', '.join(map(str, there))}" if there else "stage 2 keeps them while it runs"
-        if (best := path / "checkpoints" / "rl").is_dir():
+        if (best := run / "checkpoints" / "rl").is_dir():
             have += f"; the best policy is {best}, a Hugging Face folder"
         raise ConfigError(f"{store.folder}: no such checkpoint; {have}")
-    make_folder("--to", target.parent)
-    step = options.step if options.step is not None else there[-1]
-    export_checkpoint(store.path(step) / "policy", start_folder(config, path), config, target)
-    print(f"{target}: the policy after {step} steps")
+    return there[-1] if step is None else step
