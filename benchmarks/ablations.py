@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from srl.commands.numbers import several
+from benchmarks.refusal import check_runs, refusing
+from srl.commands.numbers import at_least, several
 from srl.config import Config, load_config
 from srl.pipelines.assemble import COLUMNS, choose, counts_to_keep
 from srl.pipelines.samples import problems_in, sample_files
@@ -146,11 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(SETS))
     parser.add_argument("--seeds", type=several(int), default=[0, 1, 2])
-    parser.add_argument("--size", type=int, default=1000, help="most demonstrations of a set (default 1000)")
+    parser.add_argument("--size", type=at_least(1), default=1000, help="most demonstrations of a set (default 1000)")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args()
     folder = options.folder.absolute()
+    with refusing(parser):
+        check_runs(options.settings, folder)
     (folder / options.what).mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in options.seeds:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.refusal import Failed, check_runs, refusing
 from srl.commands.numbers import several
 from srl.config import Config, load_config
 from srl.driver.reproduce import variant_overrides
@@ -150,6 +151,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_intermixed_args(arguments)
+    with refusing(parser):
+        check_runs(options.overrides)
+        return compare(options)
+
+
+def compare(options: argparse.Namespace) -> int:
     directory = options.directory.absolute()
     rows: dict[str, list[dict[str, Any]]] = {"base": [], "IFT": []}
     for name in options.only:
@@ -174,12 +181,14 @@ def main(arguments: list[str]) -> int:
 
 
 def perform(wanted: list[list[str]], only_print: bool) -> None:
-    """Those of the commands whose runs have not done them yet, each in a process of its own."""
+    """Those of the commands whose runs have not done them yet, each in a process of its own. Raises Failed when one fails."""
     for command in wanted:
         if only_print or not finished(command):
             print("python -m srl.main", *command, flush=True)
-        if not only_print and not finished(command):
-            subprocess.run([sys.executable, "-m", "srl.main", *command], check=True)
+        if only_print or finished(command):
+            continue
+        if code := subprocess.run([sys.executable, "-m", "srl.main", *command]).returncode:
+            raise Failed(f"the last command ended with {code}; what it said stands above")
 
 
 if __name__ == "__main__":

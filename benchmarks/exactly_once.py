@@ -21,6 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.processes import by_role
+from benchmarks.refusal import Failed, check_runs, last_words, refusing
+from srl.commands.numbers import at_least
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["stage1.prompts=48", "stage1.block=4", "stage1.attempts=3", "rollout.max_sequences=8", "run.object_store_mib=100"]
@@ -76,14 +78,19 @@ def disturbed(folder: Path, victims: list[str], seed: int, settings: list[str]) 
             process = start(folder, settings)
     code = process.wait(PATIENCE_S)
     if code:
-        raise RuntimeError(f"the run ended with {code}: see {folder}.log")
+        raise ended(code, folder)
     return done
 
 
 def undisturbed(folder: Path, settings: list[str]) -> None:
     folder.mkdir(parents=True)
     if code := start(folder, settings).wait(PATIENCE_S):
-        raise RuntimeError(f"the run ended with {code}: see {folder}.log")
+        raise ended(code, folder)
+
+
+def ended(code: int, folder: Path) -> Failed:
+    log = folder.with_name(f"{folder.name}.log")
+    return Failed(f"the run ended with {code}: {last_words(log.read_text())} (whole log: {log})")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -117,7 +124,7 @@ def equal(result: dict[str, Any]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=5, help="of the driver, and as many of the engine")
+    parser.add_argument("--kills", type=at_least(0), default=5, help="of the driver, and as many of the engine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*")
@@ -125,8 +132,10 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-exactly-once-"))
     victims = ["driver", "engine"] * options.kills
     random.Random(options.seed).shuffle(victims)
-    undisturbed(folder / "undisturbed", options.settings)
-    done = disturbed(folder / "disturbed", victims, options.seed, options.settings)
+    with refusing(parser):
+        check_runs([*SMALL, *options.settings], folder)
+        undisturbed(folder / "undisturbed", options.settings)
+        done = disturbed(folder / "disturbed", victims, options.seed, options.settings)
     result = {"kills": done, **comparison(folder / "undisturbed", folder / "disturbed")}
     print(json.dumps(result, indent=1))
     return 0 if equal(result) and len(done) == len(victims) else 1

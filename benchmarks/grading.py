@@ -29,7 +29,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from srl.commands.numbers import several
+from benchmarks.refusal import refusing
+from srl.commands.numbers import at_least, several
 from srl.config import RewardConfig
 from srl.reward.answer import stated_answer
 from srl.reward.gold import read_gold
@@ -55,8 +56,8 @@ Slip = Callable[[str, Sequence[str], int], list[str]]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grading", description=__doc__.split("\n", 1)[0])
     parser.add_argument("sources", nargs="*", metavar="FILE")
-    parser.add_argument("--golds", type=int, default=400, help="golds taken from all files together (default 400)")
-    parser.add_argument("--processes", type=int, default=2, help="of our grader; plain math-verify has one (default 2)")
+    parser.add_argument("--golds", type=at_least(10), default=400, help="golds taken from all files together (default 400)")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="of our grader; plain math-verify has one (default 2)")
     parser.add_argument("--cases", type=Path, default=SHARED / "verifier" / "cases.jsonl", help="labelled cases")
     parser.add_argument("--attacks", type=Path, default=SHARED / "verifier" / "adversarial.jsonl", help="attacks")
     parser.add_argument("--parts", type=several(str, PARTS), default=PARTS, help="of the above (default all)")
@@ -66,7 +67,8 @@ def main() -> None:
     files += [options.cases] * ("distinct" in options.parts) + [options.attacks] * ("attacks" in options.parts)
     if missing := [str(file) for file in files if not file.is_file()]:
         parser.error(f"{missing[0]}: no such file; name golds as BENCHMARK=FILE, and --cases, --attacks or other --parts")
-    golds = mixed_golds(sources, options.golds)
+    with refusing(parser):
+        golds = mixed_golds(sources, options.golds)
     algebra = needing_algebra(golds)
     report = {
         "golds": len(golds),

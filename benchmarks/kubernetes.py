@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from benchmarks.ray_nodes import free_ports
+from benchmarks.refusal import Failed, check_program, check_runs, refusing
 from benchmarks.rl_resume import records, trained
 from benchmarks.steps import Steps
 from srl.commands.numbers import several
@@ -45,7 +46,7 @@ ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 class Kubectl:
-    """Commands in one namespace. Raises RuntimeError with what kubectl said."""
+    """Commands in one namespace. Raises Failed with what kubectl said."""
 
     def __init__(self, namespace: str):
         self.words = ["kubectl", "--namespace", namespace]
@@ -53,7 +54,7 @@ class Kubectl:
     def __call__(self, *words: str, text: str | None = None, seconds: float = 60) -> str:
         done = subprocess.run([*self.words, *words], input=text, capture_output=True, text=True, timeout=seconds)
         if done.returncode:
-            raise RuntimeError(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+            raise Failed(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
     def get(self, *words: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Job:
         """Whether there is a head that could be asked for the recorded steps; they are here now."""
         try:
             self.fetch("metrics.jsonl")
-        except (RuntimeError, subprocess.TimeoutExpired):  # no head, no file yet
+        except (Failed, subprocess.TimeoutExpired):  # no head, no file yet
             return False
         return True
 
@@ -189,7 +190,7 @@ def forwarded(job: Job, port: int) -> Iterator[str]:
     try:
         assert process.stdout
         if "Forwarding" not in (said := process.stdout.readline()):
-            raise RuntimeError(f"{' '.join(command)}: {said}")
+            raise Failed(f"{' '.join(command)}: {said}")
         yield f"http://127.0.0.1:{own}"
     finally:
         process.kill()
@@ -285,7 +286,9 @@ def main() -> int:
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     kubectl = Kubectl(options.namespace)
-    with tempfile.TemporaryDirectory(prefix="srl-kubernetes-") as folder:
+    with tempfile.TemporaryDirectory(prefix="srl-kubernetes-") as folder, refusing(parser):
+        check_runs([*SHORT, *options.settings])
+        check_program("", "kubectl")
         job = Job(kubectl, options.overlay, Path(folder), options.name, options.settings)
         result = {**versions(kubectl), "entrypoint": job.entrypoint, **experiment(job, options.victims)}
     print(json.dumps(result, indent=1))

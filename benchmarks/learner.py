@@ -25,7 +25,9 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.refusal import check_program, refusing
 from benchmarks.trl_trainers import Trainer, rows_per_pass
+from srl.commands.numbers import at_least
 from srl.config import Config, load_config
 from srl.driver.cluster import connect
 from srl.learner.batch import Example, collate
@@ -165,11 +167,13 @@ def memory(config: Config, model: str, stage: int) -> dict[str, list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--examples", type=int, default=64, help="sequences per optimizer step")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--examples", type=at_least(1), default=64, help="sequences per optimizer step")
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
     parser.add_argument("--memory", action="store_true", help="only the memory by ZeRO stage")
     options = parser.parse_args()
+    with refusing(parser):
+        check_program("--trl", options.trl)
     os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's warning that it found none would go where JSON belongs
     config = load_config(None, ["learner.threads=1"])
     connect(config)

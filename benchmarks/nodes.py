@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.ray_nodes import Cluster
+from benchmarks.refusal import check_runs, refusing
 from benchmarks.rl_resume import SMALL, comparison, equal, records
 from benchmarks.steps import Steps
 from srl.commands.numbers import several
@@ -134,7 +135,9 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended in any case
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-nodes-", dir="/tmp"))  # Ray's socket names have a limit
-    result = experiment(folder, options.victims, options.seed, options.settings)
+    with refusing(parser):
+        check_runs([*SMALL, *options.settings], folder)
+        result = experiment(folder, options.victims, options.seed, options.settings)
     print(json.dumps(result, indent=1))
     return 0 if equal(result) and len(result["kills"]) == len(options.victims) else 1
 

@@ -23,6 +23,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from benchmarks.refusal import Failed, check_runs, last_words, refusing
+from srl.commands.numbers import at_least
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "rl.start=base", "rl.prompts=4", "rl.group=4", "rl.mini_batches=1", "rl.evaluate_every=4", "evaluate.validation_problems=8",
@@ -49,11 +52,12 @@ def finish(folder: Path, settings: list[str]) -> Path:
 
 def check_ended(code: int, folder: Path) -> None:
     if code:
-        raise RuntimeError(f"the run ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+        log = folder / "log"
+        raise Failed(f"the run ended with {code}: {last_words(log.read_text())} (whole log: {log})")
 
 
 def kill_once(folder: Path, settings: list[str], rng: random.Random) -> str:
-    """Start and kill; what had been done then, or "" when the run came to its end before. Raises RuntimeError when it failed."""
+    """Start and kill; what had been done then, or "" when the run came to its end before. Raises Failed when it failed."""
     process = start(folder, settings)
     begun = time.monotonic()
     moment = begun + START_S * rng.random() if rng.random() < 0.2 else None
@@ -118,14 +122,16 @@ def equal(result: dict[str, Any]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=at_least(0), default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*", default=["rl.steps=80"])
     options = parser.parse_intermixed_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-rl-resume-"))
-    alone = finish(folder / "alone", options.settings)
-    killed, done = disturbed(folder / "killed", options.kills, options.seed, options.settings)
+    with refusing(parser):
+        check_runs([*SMALL, *options.settings], folder)
+        alone = finish(folder / "alone", options.settings)
+        killed, done = disturbed(folder / "killed", options.kills, options.seed, options.settings)
     result = {"kills": len(done), "done at each": done, **comparison(alone, killed)}
     print(json.dumps(result, indent=1))
     return 0 if equal(result) and len(done) == options.kills else 1

@@ -32,13 +32,17 @@ from statistics import median
 
 import psutil
 
+from benchmarks.refusal import check_program, refusing
 from benchmarks.trl_trainers import Trainer, rows_per_pass
+from srl.commands.numbers import at_least
 from srl.config import Config, load_config
 from srl.driver.cluster import connect
 from srl.driver.ledger import Ledger
 from srl.driver.policy import PolicyUpdate
 from srl.driver.session import Session
+from srl.learner.model import check_folder
 from srl.observe.run_directory import RunDirectory
+from srl.protocols.chat import model_folder
 from srl.tasks.problems import Problem, chain_problems
 
 RATE = 1e-5
@@ -106,6 +110,7 @@ def processor_seconds(trl: int | None) -> tuple[float, float]:
 
 
 def measured(options: argparse.Namespace, folder: str) -> dict:
+    check_program("--trl", options.trl)
     config = load_config(
         None,
         [
@@ -115,6 +120,7 @@ def measured(options: argparse.Namespace, folder: str) -> dict:
             f"rl.prompts={options.prompts}", f"rl.group={options.group}", *options.settings,
         ],
     )  # fmt: skip
+    check_folder(model_folder(options.model), "--model")
     connect(config)
     session = Session(config, RunDirectory(config))
     update = PolicyUpdate(config, session.base, session.chat.opening(""))
@@ -231,10 +237,10 @@ def compared(shape: dict) -> dict[str, dict[int, dict]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded", help="model folder, such as runs/tiny/checkpoints/ift")
-    parser.add_argument("--prompts", type=int, default=48)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="that each side may use")
+    parser.add_argument("--prompts", type=at_least(1), default=48)
+    parser.add_argument("--group", type=at_least(1), default=8)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--cores", type=at_least(1), default=len(os.sched_getaffinity(0)), help="that each side may use")
     parser.add_argument("--trl", default="", metavar="PYTHON", help="a Python that has TRL installed")
     parser.add_argument("--bfloat16", action="store_true", help="instead of float32")
     parser.add_argument("--simulate", action="store_true", help="only the simulation")
@@ -242,7 +248,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     result: dict = {}
     if not options.simulate:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, refusing(parser):
             result["step"] = measured(options, folder)
     # One step samples 64 groups on 16 engines, 4 s and a tail; training takes 3 s.
     shape = {"steps": 200, "batch": 64, "engines": 16, "train_s": 3.0, "sync_s": 0.2, "spread": 0.8, "seed": 0}

@@ -34,9 +34,12 @@ from pathlib import Path
 
 from ray import cloudpickle
 
+from benchmarks.refusal import refusing
+from srl.commands.numbers import at_least
 from srl.config import Config, load_config
+from srl.learner.model import check_folder
 from srl.protocols.action import Generate, Protocol, Say, Stop
-from srl.protocols.chat import Chat
+from srl.protocols.chat import Chat, model_folder
 from srl.rollout.engine import Engine, Sampling
 from srl.rollout.loop import limits, run_trajectories, turn_seed
 from srl.rollout.thread import Job
@@ -263,17 +266,19 @@ def two_workers_to_one(config: Config, count: int, rounds: int) -> Ratio | None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model folder; without it a small one with random weights is made")
-    parser.add_argument("--width", type=int, default=256, help="of that model")
-    parser.add_argument("--layers", type=int, default=4, help="of that model")
-    parser.add_argument("--trajectories", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=at_least(1), default=256, help="of that model")
+    parser.add_argument("--layers", type=at_least(1), default=4, help="of that model")
+    parser.add_argument("--trajectories", type=at_least(1), default=128)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
     result: dict = {"range": {}, "by_cpu": {}, "tokens_s": {}}
     with tempfile.TemporaryDirectory() as folder:
         path = options.model or str(random_model(Path(folder), options.width, options.layers))
         defaults = ["rollout.max_sequences=16", "rollout.threads=1", "rollout.max_attempt_tokens=64"]
-        config = load_config(None, [f"model.path={path}", *defaults, *options.overrides])
+        with refusing(parser):
+            config = load_config(None, [f"model.path={path}", *defaults, *options.overrides])
+            check_folder(model_folder(path), "--model")
         for name, value in measure(config, options.trajectories, options.rounds):
             if isinstance(value, Ratio):
                 result["range"][name] = [round(min(value.rounds), 3), round(max(value.rounds), 3)]

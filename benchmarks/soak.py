@@ -34,8 +34,10 @@ from typing import Any
 import psutil
 
 from benchmarks.processes import by_role
+from benchmarks.refusal import check_runs, refusing
 from benchmarks.rl_resume import records, trained
 from benchmarks.steps import Steps
+from srl.commands.numbers import above
 from srl.config import RolloutConfig
 
 ROOT = Path(__file__).parents[1]
@@ -292,15 +294,16 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--every", type=float, default=5, help="minutes between two kills")
+    parser.add_argument("--minutes", type=above(0), default=120)
+    parser.add_argument("--every", type=above(0), default=5, help="minutes between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended in any case
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-soak-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    with refusing(parser):
+        check_runs([*SMALL, *options.settings], folder)
     soak = Soak(folder, options.settings, 60 * options.every, options.seed)
     try:
         while soak.now() < 60 * options.minutes:

@@ -30,6 +30,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.refusal import Failed, check_runs, last_words, refusing
+from srl.commands.numbers import at_least
 from srl.config import Config, load_config
 from srl.pipelines.classes import candidates
 from srl.pipelines.sample import SamplingPass, sample
@@ -204,7 +206,8 @@ def timed(role: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.stage1", "--role", role, "--folder", str(folder), *settings]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{role} failed:\n{done.stdout}{done.stderr}")
+        print(done.stdout, done.stderr, sep="", file=sys.stderr)
+        raise Failed(f"{role} failed: {last_words(done.stderr)}")
     return {**json.loads(done.stdout.splitlines()[-1]), "process_s": time.time() - started}
 
 
@@ -240,7 +243,7 @@ def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=at_least(1), default=1)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--role", choices=["pipeline", "engine", *STEPS], help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
@@ -252,16 +255,22 @@ def main() -> None:
         print(json.dumps(run(config, options.folder)))
         return
     folder = options.folder or Path(tempfile.mkdtemp(prefix="srl-stage1-"))
+    with refusing(parser):
+        check_runs([*SMALL, *options.settings], folder)
+        print(json.dumps(measured(folder, options.rounds, options.settings), indent=1))
+
+
+def measured(folder: Path, count: int, settings: list[str]) -> dict[str, Any]:
     report = {}
     for part, own in PARTS.items():
         rounds = []
-        for number in range(options.rounds):
+        for number in range(count):
             (place := folder / f"{part.replace(' ', '-')}-{number}").mkdir(parents=True)
-            rounds.append(one_round(place, [*own, *options.settings], with_engine=part == "same requests"))
+            rounds.append(one_round(place, [*own, *settings], with_engine=part == "same requests"))
             print(part, json.dumps(ratios(rounds[-1])), file=sys.stderr, flush=True)
         each = [ratios(found) for found in rounds]
         report[part] = {"median": {name: round(median(one[name] for one in each), 3) for name in each[0]}, "rounds": rounds}
-    print(json.dumps(report, indent=1))
+    return report
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from ray.actor import ActorHandle
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from srl.commands.numbers import at_least
 from srl.weights.broadcast import BroadcastGroup, open_store
 from srl.weights.bucket import Bucket, checksum, fill_buckets, pack, unpack
 from srl.weights.bundle import Bundle, Lazy, receive, send
@@ -195,10 +196,10 @@ def copy_speed() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bucket-mib", type=int, default=64)
+    parser.add_argument("--layers", type=at_least(1), default=24)
+    parser.add_argument("--receivers", type=at_least(1), nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--bucket-mib", type=at_least(1), default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
     weights = named_weights(options.layers)

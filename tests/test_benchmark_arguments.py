@@ -1,12 +1,15 @@
 """Options of several values and settings on one command line: neither takes the other's words."""
 
 import argparse
+import importlib
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import ray
 
-from benchmarks import ablations, algorithms, kubernetes, nodes
+from benchmarks import ablations, algorithms, kubernetes, nodes, rl_resume
 from srl.commands.numbers import at_least, several
 
 
@@ -52,6 +55,48 @@ def test_settings_after_the_methods_of_algorithms_reach_every_run(capsys, tmp_pa
     algorithms.main(arguments)
     lines = [line for line in capsys.readouterr().out.splitlines() if " rl " in line]
     assert len(lines) == 2 and all("rl.group=4" in line for line in lines)
+
+
+MISSPELT = "unknown setting rl.stps=3; did you mean rl.steps?"
+MODULES = ("ablations", "algorithms", "exactly_once", "kubernetes", "nodes", "rl_resume", "rl_step", "rollout", "soak", "stage1")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        *((f"{name}{' mixes' * (name == 'ablations')} rl.stps=3", MISSPELT) for name in MODULES),
+        *(
+            (f"{name} --rounds 0", "--rounds: 0 is not a whole")
+            for name in ("rollout", "stage1", "rl_step", "weight_sync", "learner")
+        ),
+        ("exactly_once --kills=-1", "--kills: -1 is not a whole number of at least 0"),
+        ("soak --minutes 0", "--minutes: 0 is not a number above 0"),
+        ("grading --golds 0", "--golds: 0 is not a whole"),
+        *(
+            (f"{name} --folder /dev/null/x", "--folder: /dev/null/x cannot be made")
+            for name in ("exactly_once", "stage1", "soak")
+        ),
+        *((f"{name} --model /nope", "/nope: no such folder") for name in ("rl_step", "rollout")),
+        *((f"{name} --trl /nope", "--trl /nope: no such program") for name in ("rl_step", "learner")),
+        ("rl_resume --folder {}", "killed: is there already; name another --folder"),
+        ("kubernetes", "kubectl: no such program"),
+    ],
+)
+def test_what_a_benchmark_cannot_use_is_told_in_one_line_before_anything_starts(
+    line: str, message: str, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "killed").mkdir()
+    monkeypatch.setattr(rl_resume, "finish", lambda *_: tmp_path)
+    monkeypatch.setattr(ray, "init", reach)
+    monkeypatch.setattr(subprocess, "Popen", reach)
+    name, *words = line.format(tmp_path).split()
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as left:
+        module.main(*[words] * (name in ("algorithms", "rollout")))
+    assert left.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import kubernetes
+from benchmarks.refusal import Failed
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +31,7 @@ class Kubectl:
         if words[0] == "exec":
             self.questions += 1
             if self.questions < 3:
-                raise RuntimeError("container not found")
+                raise Failed("container not found")
             return "".join(json.dumps({"phase": "rl", "step": step, "seconds": step + 0.5}) + "\n" for step in self.steps)
         return ""
 
