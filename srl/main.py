@@ -5,6 +5,7 @@ one that takes names besides settings, such as runs to compare, says in `NAMES` 
 """
 
 import argparse
+import errno
 import importlib
 import os
 import select
@@ -87,7 +88,21 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nsrl: stopped{'; the same command continues where it was' * (command in CONTINUE)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (where := without_room(error)) is None:
+            raise
+        continues = "; then the same command continues where it was" * (command in CONTINUE)
+        print(f"srl: no space is left on the disk of {where}: make room{continues}", file=sys.stderr)
+        return 2
     return 0
+
+
+def without_room(error: Exception) -> str | None:
+    """What a full disk had no room for, here or in an actor; None for any other error."""
+    full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
+    if not any(words in str(error) for words in full):
+        return None
+    return str(getattr(error, "filename", None) or "run.directory, /dev/shm, the system's temporary files or the output")
 
 
 def left_by_reader(stream: TextIO) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from benchmarks import grading, seeds
+from srl.commands import phases
 from srl.config import load_config
 from srl.driver.check import check_engines, starts_engines
 from srl.main import main
@@ -149,6 +150,34 @@ def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypa
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "1 MiB free" in refused(tmp_path, capfd)
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (OSError(28, "No space left on device", "/runs/tiny/metrics.jsonl"), "/runs/tiny/metrics.jsonl"),
+        (RuntimeError("ray::Learner.save_state()\nI/O error: No space left on device (os error 28)"), "run.directory, "),
+        (OSError(122, "Disk quota exceeded"), "run.directory, "),
+    ],
+)
+def test_a_disk_that_gets_full_is_told_in_one_line_whoever_wrote(error, where: str, capfd, monkeypatch: pytest.MonkeyPatch):
+    def fails(options, config) -> None:
+        raise error
+
+    monkeypatch.setattr(phases, "run", fails)
+    assert main(["rl"]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"srl: no space is left on the disk of {where}")
+    assert said.endswith(": make room; then the same command continues where it was\n")
+
+
+def test_an_error_that_is_none_of_the_disk_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fails(options, config) -> None:
+        raise OSError(13, "Permission denied", "/x")
+
+    monkeypatch.setattr(phases, "run", fails)
+    with pytest.raises(PermissionError):
+        main(["rl"])
 
 
 def test_a_taken_port(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
