@@ -239,6 +239,20 @@ def test_intervals_resample_problems_not_trajectories():
     assert found["verdict_wrong"] is None
 
 
+def test_of_a_single_problem_every_interval_is_the_number_itself():
+    alike = example()
+    for item in alike:
+        item.prompt_id = "a"
+    found = metrics.summarise(alike, method="m", benchmark="b", temperature=1.0, bootstrap=20)
+    assert found["ci95"] == {name: [found[name]] * 2 for name in found["ci95"]} and len(found["ci95"]) == 9
+    assert metrics.right_by_problem(alike) == {"a": (2, 5)}
+
+
+def test_without_revisions_there_is_one_turn_to_be_right_after():
+    found = metrics.summarise([trajectory("a", attempt(RIGHT))], method="m", benchmark="b", temperature=1.0)
+    assert found["by_turn"] == [100.0] and found["rounds"] == {"0": 1}
+
+
 @pytest.mark.parametrize("samples", [1, 40])
 def test_more_samples_of_the_same_problems_make_no_change_surer(samples: int):
     """5 problems are gained by revising, 1 is lost, 3 stay: p = 2 (C(6,0) + C(6,1)) / 2^6, however often each is asked."""

@@ -17,6 +17,7 @@ from srl.evaluation.votes import (
     answer_key,
     at_turns,
     best_of,
+    early_stop,
     final_answers,
     first_answers,
     majority,
@@ -184,6 +185,38 @@ def test_both_sides_can_spend_what_they_are_compared_at():
     assert few["matched"] == [] and "too few" in figure_2([{"scaling": few}]) and "too few" in matched_table([{"scaling": few}])
     alone = scaling([trajectory(f"p/{index}", turn("attempt", "7", right=True)) for index in range(4)])
     assert [point["budget"] for point in alone["matched"]] == [2.0, 4.0, 8.0]
+
+
+def test_sampling_ends_at_the_first_answer_that_the_model_calls_correct():
+    right, wrong = (Answer(key, 1.0) for key in (RIGHT, "wrong 1"))
+    assert early_stop([right, wrong], 2)[1] == 1.0 and early_stop([right, wrong], 2)[0] == pytest.approx(0.5, abs=0.15)
+    # Beside an answer that is not called correct it is the first or the second of two: 1.5 on average, and always right.
+    found = early_stop([right, Answer("wrong 1", 0.5)], 2, draws=2000)
+    assert found[0] == 1.0 and found[1] == pytest.approx(1.5, abs=0.05)
+    # Nothing is called correct, or nothing that answers: the majority of all decides.
+    assert early_stop([Answer(RIGHT, 0.5), Answer(RIGHT), Answer("wrong 1")], 3) == (1.0, 3.0)
+    assert early_stop([Answer(None, 1.0), Answer(RIGHT)], 2) == (1.0, 2.0)
+
+
+def test_curves_over_samples_and_turns_worked_by_hand():
+    # p: right after a revision, at once, and never; q: never. Every turn has 2 tokens, every verdict 1.
+    never = [turn("attempt", "6")]
+    found = scaling(
+        [
+            trajectory("1", turn("attempt", "6"), turn("revision", "7", right=True)),
+            trajectory("2", turn("attempt", "7", right=True), says("correct")),
+            *(trajectory(f"3{name}", *never) for name in "ab"),
+            *(trajectory(f"{n}", *never, problem="q") for n in range(4)),
+        ]
+    )
+    assert (found["n"], found["answers"], found["tokens"]) == ([1, 2, 4], [1.12, 2.25, 4.5], [2.4, 4.8, 9.5])
+    assert found["maj"][0] == 25.0 and found["maj"][-1] == 25.0  # 2 of 4 and 0 of 4; of all a tie and nothing
+    assert found["independent"] == [12.5, 12.5, 0.0]  # one of p's four, in half of the pairs, as a tie
+    assert found["best_of"][-1] == 50.0  # p's second alone is called correct
+    # p ends at its second sample, the 2.5th of a random order on average; q uses all four.
+    assert found["early_stop"][-1] == [50.0, pytest.approx(3.25, abs=0.15)]
+    assert found["oracle_by_turn"] == [12.5, 25.0]
+    assert found["m_by_turn"] == [0.0, 0.0]  # p after two turns: 6 and 7, 7 twice, 6 four times
 
 
 def test_a_changed_answer_is_another_value_not_another_text():
