@@ -82,6 +82,22 @@ def test_one_step_ahead_by_hand():
     assert ledger.choose(1, {4, 5, 0}) is None and ledger.choose(1, {4, 5, 0, 2}) == [0, 2]
 
 
+def test_old_ones_that_later_steps_can_hold_are_not_waited_for():
+    ledger = Ledger(batch=2, ahead=2)
+    assert ledger.admit(0, 4) == [0, 1, 2, 3]
+    ledger.settle(dict.fromkeys(ledger.choose(0, {0, 1}), "trained"))
+    assert ledger.admit(1, 8) == [4, 5, 6, 7]
+    assert ledger.choose(1, {4, 5}) == [4, 5]  # step 2 has room for 2 and 3
+
+
+def test_after_a_restart_what_was_in_flight_is_as_new_as_the_policy_that_samples_it_again():
+    ledger = Ledger(batch=1, ahead=1)
+    ledger.admit(0, 2)
+    again = Ledger(batch=1, ahead=1)
+    again.restore(ledger.to_record())
+    assert again.begin_again(7) == [0, 1] and again.in_flight == {0: 7, 1: 7} and again.next == 2
+
+
 def test_the_stream_shows_every_problem_once_before_any_again():
     problems = [Problem(str(n), "q", "1") for n in range(5)]
     stream = Stream(problems, seed=3)

@@ -39,7 +39,7 @@ class Ledger:
         hold, enough is taken now. Beyond that, whatever is finished will do.
         """
         wanted = min(self.batch, len(self.in_flight))
-        # In flight in the order of admission: a dictionary keeps it.
+        # In flight in the order of admission, which is that of the stream: a dictionary keeps it.
         ready = [position for position in self.in_flight if position in finished]
         if len(ready) < wanted:
             return None
@@ -50,7 +50,7 @@ class Ledger:
             taken = max(taken, old - (limit + self.ahead - step) * self.batch)
             if old_ready < taken:
                 return None
-        return sorted(ready[:wanted])
+        return ready[:wanted]
 
     def settle(self, outcomes: dict[int, str]) -> None:
         """These positions are done with, each with its outcome: trained, filtered or failed."""
@@ -60,7 +60,7 @@ class Ledger:
 
     def begin_again(self, step: int) -> list[int]:
         """After a restart: what was in flight is sampled anew, by the current policy."""
-        self.in_flight = dict.fromkeys(sorted(self.in_flight), step)
+        self.in_flight = dict.fromkeys(self.in_flight, step)
         return list(self.in_flight)
 
     def to_record(self) -> dict[str, Any]:
