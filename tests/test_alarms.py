@@ -30,6 +30,23 @@ def test_each_alarm_rings_for_its_own_sign_alone(name):
     assert list(alarms([HEALTHY] * WINDOW + [HEALTHY | SICK[name]] * WINDOW)) == [name]
 
 
+@pytest.mark.parametrize(
+    "almost",
+    [
+        {"verdict_yes": 98.0}, {"verdict_yes": 99.0, "turn1": 95.0}, {"verdict_yes": 2.0}, {"verdict_yes": 1.0, "turn1": 5.0},
+        {"answer_changed": 2.0}, {"turn1": 45.0, "final": 60.0}, {"turn1": 30.0, "final": 55.0}, {"silent_share": 60.0},
+        {"entropy": 0.2}, {"kl": 0.19}, {"tokens_per_trajectory": 200.0}, {"truncated": 4.9},
+    ],
+)  # fmt: skip
+def test_no_alarm_rings_before_its_bound(almost):
+    assert alarms([HEALTHY] * WINDOW + [HEALTHY | almost] * WINDOW) == {}
+
+
+def test_what_was_little_at_first_rings_only_beyond_its_factor():
+    for metric, first, now in (("kl", 0.06, 0.29), ("truncated", 4.0, 7.9), ("answer_changed", 9.0, 0.0)):
+        assert alarms([HEALTHY | {metric: first}] * WINDOW + [HEALTHY | {metric: now}] * WINDOW) == {}
+
+
 def test_a_healthy_run_is_quiet_and_so_are_a_short_one_and_one_bad_step():
     assert alarms([HEALTHY] * 20) == {}
     everything = {metric: value for sick in SICK.values() for metric, value in sick.items()}
@@ -47,7 +64,8 @@ def test_a_history_stays_short_and_rings_as_the_whole_one_does():
 
 
 def test_recipes_without_verdicts_groups_or_reference_ring_nothing():
-    assert alarms([{"turn1": 50.0, "final": 50.0, "tokens_per_trajectory": 10.0}] * 10) == {}
+    bare = {"turn1": 50.0, "final": 50.0, "tokens_per_trajectory": 10.0}
+    assert alarms([bare] * 10) == alarms([HEALTHY] * WINDOW + [bare] * WINDOW) == {}
 
 
 def test_the_paper_s_collapse_is_named():
@@ -95,7 +113,7 @@ def test_the_error_of_first_attempts_is_by_problem_and_by_hand():
     assert alarms([HEALTHY] * WINDOW + [without] * WINDOW) == {}
 
 
-def judged(verdict: Verdict, answers: list[str], reason: StopReason = StopReason.VERIFIED) -> Trajectory:
+def judged(verdict: Verdict | None, answers: list[str], reason: StopReason = StopReason.VERIFIED) -> Trajectory:
     first, *rest = answers
     turns = [Turn(TurnKind.ATTEMPT, [1], answer=first), Turn(TurnKind.VERDICT, [2], verdict=verdict)]
     return Trajectory("t", "p", "", "", [0], turns + [Turn(TurnKind.REVISION, [3], answer=a) for a in rest], reason)
@@ -104,9 +122,10 @@ def judged(verdict: Verdict, answers: list[str], reason: StopReason = StopReason
 def test_behaviour_by_hand():
     trajectories = [
         judged(Verdict.CORRECT, ["1"]), judged(Verdict.WRONG, ["1", "2"]), judged(Verdict.WRONG, ["1", "1"]),
-        judged(Verdict.WRONG, ["1"], StopReason.LENGTH),
+        judged(Verdict.WRONG, ["1"], StopReason.LENGTH), judged(None, ["1", "2", "1"]),
     ]  # fmt: skip
-    assert behaviour(trajectories) == {"verdict_yes": 25.0, "answer_changed": 50.0, "truncated": 25.0}
+    # One of the four verdicts with format; of three that revised one ended elsewhere; one of five.
+    assert behaviour(trajectories) == {"verdict_yes": 25.0, "answer_changed": 100 / 3, "truncated": 20.0}
     assert behaviour([]) == {}
 
 

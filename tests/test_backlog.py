@@ -42,6 +42,18 @@ def test_a_last_try_runs_alone():
     assert dealt(filled(order("a")), {0: [order("suspect", failures=2)]}) == []
 
 
+def test_which_try_is_the_last():
+    for retries, failures, alone in ((1, 1, True), (1, 0, False), (0, 0, False), (0, 1, True), (3, 2, False)):
+        backlog = filled(order("suspect", failures=failures), order("other"), retries=retries)
+        assert dealt(backlog, {0: []}) == [(0, "suspect")] + [(0, "other")] * (not alone)
+
+
+def test_of_equally_long_answers_the_longest_prompt_is_begun_first():
+    short, long = order("short"), order("long")
+    long.length = (0.0, 9)
+    assert dealt(filled(short, long), {0: []}) == [(0, "long"), (0, "short")]
+
+
 def test_a_worker_is_left_to_run_empty_for_a_last_try():
     backlog = filled(order("a"), order("suspect", failures=2))
     running = {0: [order("x")], 1: [order("y"), order("z")]}
