@@ -242,25 +242,40 @@ def test_an_instruction_does_not_repeat_the_end_token_that_the_model_wrote(chat)
     ],
 )
 def test_the_token_after_a_message_is_a_stop_even_where_the_tokenizer_has_no_name_for_it(tmp_path, message, ends, said):
-    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    own = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    own.add_special_tokens([AddedToken(name, special=True) for name in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")])
-    saved = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|endoftext|>")
-    saved.chat_template = f"{{% for m in messages %}}{message}{{% endfor %}}<|assistant|>"
-    saved.save_pretrained(tmp_path)
-    chat = Chat(str(tmp_path), PromptsConfig())
+    chat = of_bytes(tmp_path, message, PromptsConfig())
     end = chat.tokenizer.get_vocab()[ends]
     assert chat.stop_ids == [chat.end_id, end] and chat.end_id != end
     assert chat.tokenizer.decode(chat.instruction("Again.", end)) == f"{said}<|assistant|>"
     assert chat.decode([*chat.encode("No"), end]) == "No"
 
 
+def test_a_system_message_stands_once_before_all_others_and_only_questions_are_worded(tmp_path):
+    chat = of_bytes(tmp_path, "<|{{m.role}}|>{{m.content}}<|end|>", PromptsConfig(system="Reason.", question="{question}?"))
+    before = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    asked = "<|user|>1 + 1?<|end|><|assistant|>"
+    assert chat.tokenizer.decode(chat.opening("1 + 1")) == f"<|system|>Reason.<|end|>{asked}"
+    again = f"<|system|>Reason.<|end|>{asked}2<|end|><|user|>3 + 3?<|end|><|assistant|>"
+    assert chat.tokenizer.decode(chat.opening("3 + 3", before)) == again
+    end = chat.tokenizer.get_vocab()["<|end|>"]
+    assert chat.tokenizer.decode(chat.instruction("Sure", end)) == "<|user|>Sure<|end|><|assistant|>"
+
+
+def of_bytes(folder, message: str, prompts: PromptsConfig) -> Chat:
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    own = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.add_special_tokens([AddedToken(name, special=True) for name in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")])
+    saved = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|endoftext|>")
+    saved.chat_template = f"{{% for m in messages %}}{message}{{% endfor %}}<|assistant|>"
+    saved.save_pretrained(folder)
+    return Chat(str(folder), prompts)
+
+
 def test_an_opening_ends_where_the_model_answers(chat):
     assert chat.opening("Check") == ids_of(chat, f"{USER}Check{END}{ASSISTANT}")
 
 
-def test_wording_and_system_message_come_from_the_configuration(tokenizer_folder):
+def test_wording_comes_from_the_configuration(tokenizer_folder):
     prompts = load_config(None, ["prompts.question=The solution is {question}."]).prompts
     chat = Chat(tokenizer_folder, prompts)
     assert chat.opening("85") == ids_of(chat, f"{USER}The solution is 85.{END}{ASSISTANT}")
