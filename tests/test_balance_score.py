@@ -25,6 +25,7 @@ ATTEMPTS = [
     [
         (0.0, 2, 1.0 * 2 / 5),
         (0.0, 4, 0.5 * 2 / 5),
+        (0.0, 1, 1.0 * 2 / 5),  # more than wanted is worth no more
         (0.5, 2, 1.0 * 2 / 4),
         (1.0, 2, 0.5 * 1 / 1),
         (1.0, 1, 1.0),
@@ -36,8 +37,10 @@ def test_enough_different_right_samples_and_little_else(threshold, wanted, expec
 
 
 def test_an_attempt_is_judged_by_its_verdicts_with_format():
-    rows = family(0, True, ["correct", "wrong", None], []) + family(1, False, [None], [])
-    assert [(attempt.right, attempt.share) for attempt in judged_attempts(rows)] == [(True, 0.5), (False, 0.0)]
+    rows = family(0, True, ["correct", "correct", "wrong", None], []) + family(1, False, [None], [])
+    rows += family(2, False, ["correct"], []) + family(3, False, ["wrong"], [])
+    found = [(attempt.right, attempt.share) for attempt in judged_attempts(rows)]
+    assert found == [(True, 2 / 3), (False, 0.0), (False, 1.0), (False, 0.0)]
 
 
 def test_tuning_says_on_how_many_problems_when_there_are_fewer_than_asked(tmp_path: Path, monkeypatch):

@@ -53,13 +53,14 @@ def test_mcnemar_of_known_counts():
     assert mcnemar(50, 4) < 1e-9
 
 
-def test_paired_comparison_of_four_problems_worked_by_hand():
-    first = {"a": (1, 1), "b": (0, 1), "c": (1, 2), "d": (0, 1), "only here": (1, 1)}
-    second = {"a": (1, 1), "b": (1, 1), "c": (2, 2), "d": (0, 1), "only there": (0, 1)}
+def test_paired_comparison_of_five_problems_worked_by_hand():
+    first = {"a": (1, 1), "b": (0, 1), "c": (1, 2), "d": (0, 1), "e": (1, 3), "only here": (1, 1)}
+    second = {"a": (1, 1), "b": (1, 1), "c": (2, 2), "d": (0, 1), "e": (0, 3), "only there": (0, 1)}
     found = compare_paired(first, second)
-    assert found["problems"] == 4 and found["difference"] == 37.5  # (0 + 100 + 50 + 0) / 4
-    assert (found["better"], found["worse"], found["p"]) == (2, 0, 0.5)
-    assert found["ci95"][0] >= 0 and found["ci95"][1] <= 100
+    assert found["problems"] == 5 and found["difference"] == 23.33  # (0 + 100 + 50 + 0 - 33.3) / 5
+    assert (found["better"], found["worse"], found["p"]) == (2, 1, 1.0)
+    assert -33.33 <= found["ci95"][0] < found["ci95"][1] <= 100
+    assert compare_paired(second, first)["difference"] == -23.33
 
 
 def test_paired_comparison_is_tighter_than_two_intervals_and_the_same_in_any_order():
