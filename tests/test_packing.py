@@ -1,5 +1,7 @@
 """Packed rows: what goes together, and that sequences in one row do not see each other."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given
@@ -165,6 +167,12 @@ def test_neither_the_first_token_of_a_sequence_nor_one_without_weight_is_trained
     batch = collate(rows, pad_id=0)
     assert batch.trained.tolist() == [[False, True, False] * 2]
     assert batch.returns.tolist() == [2.0, 0.0] and batch.old_logprobs.tolist() == [0.0, 0.0]
+
+
+def test_a_batch_goes_to_its_device_with_all_of_its_tensors():
+    batch = collate(EXAMPLES, pad_id=0).to(torch.device("meta"))
+    tensors = [value for item in fields(batch) if isinstance(value := getattr(batch, item.name), torch.Tensor)]
+    assert len(tensors) == 11 and all(tensor.is_meta for tensor in tensors) and batch.reference_logprobs is None
 
 
 def test_sequences_without_a_unit_are_units_of_their_own():
