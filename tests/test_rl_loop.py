@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srl.config import Config, ConfigError, load_config
+from srl.driver import flow as flow_module
 from srl.driver import resume, rl
 from srl.driver.flow import Flow
 from srl.driver.ledger import Ledger, Stream
@@ -397,6 +398,30 @@ def test_a_step_that_waits_for_what_nobody_samples_says_so_at_once(tmp_path):
     flow.put_back({1: []})
     with pytest.raises(RuntimeError, match=r"step 0: positions \[0\] of the ledger are in flight, but nobody samples them"):
         flow.take(0)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_waits_until_the_pool_has_given_up_the_last_try_of_a_group_and_no_longer(tmp_path, monkeypatch, late):
+    class Slow(Pool):
+        """Its one group comes at that time."""
+
+        def completed(self, timeout_s: float) -> list[list[Trajectory]]:
+            now[0] += timeout_s
+            return super().completed(timeout_s) if now[0] >= end else []
+
+    waits = ["rollout.timeout_s=100", "rollout.start_timeout_s=20", "rollout.retries=3"]
+    config = load_config(None, ["rl.prompts=1", "rl.group=2", "rl.mini_batches=1", "rl.ahead=0", *waits])
+    now, end = [0.0], 4 * (100 + 20) + 100 * late
+    monkeypatch.setattr(flow_module.time, "monotonic", lambda: now[0])
+    session = Session(config, tmp_path, World(), 0)
+    session._pool = Slow(session.world, 0)
+    flow = Flow(session, Stream(PROBLEMS, 0), Ledger(batch=1, ahead=0))
+    flow.admit(0)
+    if late:
+        with pytest.raises(TimeoutError, match=r"step 0 waited for a group for 480 s, rollout.retries \+ 1 times"):
+            flow.take(0)
+    else:
+        assert list(flow.take(0)) == [0]
 
 
 def test_a_run_whose_disk_was_lost_after_its_end_has_its_last_step_and_best_policy_from_the_upload(tmp_path, monkeypatch):

@@ -59,9 +59,11 @@ class Flow:
     def take(self, step: int) -> dict[int, list[Trajectory]]:
         """The groups that this step trains, by position, in order; waits until they are sampled.
 
-        Raises TimeoutError when no group ends for twice `rollout.timeout_s`, RuntimeError when none is on its way.
+        Raises TimeoutError when no group ends for as long as the pool may need for all tries of one, with an engine's start each;
+        RuntimeError when none is on its way.
         """
-        limit = 2 * self.session.config.rollout.timeout_s
+        rollout = self.session.config.rollout
+        limit = (rollout.retries + 1) * (rollout.timeout_s + rollout.start_timeout_s)
         while (chosen := self.ledger.choose(step, self.sampled)) is None:
             self._submit()
             if not self.session.pool().held.total():
@@ -70,7 +72,8 @@ class Flow:
             deadline = time.monotonic() + limit
             while not (groups := self.session.pool().completed(WAIT_S)):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"rollout.timeout_s: step {step} waited for a group for {limit:g} s, twice as long")
+                    why = "rollout.retries + 1 times rollout.timeout_s and start_timeout_s"
+                    raise TimeoutError(f"step {step} waited for a group for {limit:g} s, {why}")
             self._receive(groups)
         return {position: self.sampled.pop(position) for position in chosen}
 
