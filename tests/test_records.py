@@ -4,8 +4,10 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srl.config import load_config
+from srl.driver.resume import forget_after
 from srl.observe.records import forget, read_lines
-from srl.observe.run_directory import append_line
+from srl.observe.run_directory import RunDirectory, append_line
 
 
 def test_steps_that_will_be_done_again_are_forgotten_and_the_rest_stays(tmp_path):
@@ -15,6 +17,19 @@ def test_steps_that_will_be_done_again_are_forgotten_and_the_rest_stays(tmp_path
     kept = forget(file, {"rl": 1, "rl-validation": 2})
     left = [(record["phase"], record["step"]) for record in read_lines(file)]
     assert left == [("sft", 5), ("rl", 0), ("rl-validation", 1), ("phase", 0)] and len(kept) == 4
+
+
+EARLIER = [(0, "evaluate-base"), (7, "evaluate-ift")]
+
+
+def test_alarms_go_with_the_phase_in_which_they_were_raised(tmp_path):
+    run = RunDirectory(load_config(None, [f"run.directory={tmp_path}"]))
+    for step, during in [*EARLIER, (0, "rl"), (1, "rl"), (2, "rl")]:
+        run.record("alarm", step, name="no_answer", meaning="", during=during)
+    for step, left in [(1, [*EARLIER, (0, "rl")]), (-1, EARLIER)]:
+        forget_after(run, step)
+        assert [(line["step"], line["during"]) for line in read_lines(run.file("metrics.jsonl"))] == left
+    run.close()
 
 
 def test_a_line_cut_off_by_a_kill_is_no_record(tmp_path):

@@ -115,6 +115,6 @@ def forget_after(run: RunDirectory, step: int) -> list[dict[str, Any]]:
     A validation belongs to the weights before its step, and comes before the checkpoint.
     """
     forget(run.file("ledger.jsonl"), {"rl": step})
-    first = {"rl": step, "alarm": step, "rl-validation": step + 1, "handshake": step}
+    first = {"rl": step, "rl-validation": step + 1, "handshake": step}
     run.scalars.forget(first)
     return [record for record in forget(run.file("metrics.jsonl"), first) if record["phase"] == "rl"]

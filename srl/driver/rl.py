@@ -263,7 +263,7 @@ def tell_alarms(session: Session, history: list[dict[str, Any]], metrics: dict[s
     for name, meaning in alarms(history).items():
         if name not in before:
             say(f"ALARM {name}: {meaning}")
-            session.run.record("alarm", metrics["step"], name=name, meaning=meaning)
+            session.run.record("alarm", metrics["step"], name=name, meaning=meaning, during="rl")
 
 
 class Clock:

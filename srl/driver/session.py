@@ -120,7 +120,7 @@ class Session:
             if alarm is not None and self._told.get(name) != self.run.current:
                 self._told[name] = self.run.current
                 say(f"ALARM {name}: {alarm}")
-                self.run.record("alarm", self.run.step, name=name, meaning=alarm)
+                self.run.record("alarm", self.run.step, name=name, meaning=alarm, during=self.run.current)
 
     def stop_engines(self) -> None:
         """Free what the rollout workers hold; the next use of `pool` starts new ones."""

@@ -15,10 +15,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def forget(file: Path, first_steps: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Drop the records of these phases from the given step on, which will be made again; returns what is left."""
+    """Drop the records of these phases from the given step on, which will be made again; returns what is left.
+
+    An alarm belongs to the phase `during` which it was raised.
+    """
 
     def again(record: dict[str, Any]) -> bool:
-        return record["phase"] in first_steps and record["step"] >= first_steps[record["phase"]]
+        phase = record.get("during", record["phase"])
+        return phase in first_steps and record["step"] >= first_steps[phase]
 
     kept = [record for record in read_lines(file) if not again(record)]
     write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
