@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -73,6 +74,22 @@ def test_some_problems_of_a_sorted_data_set_are_from_all_of_it(tmp_path: Path, c
     assert some[:20] == load_problems(source, "problem", "answer", 20)
     every = load_problems(source, "problem", "answer", 400)
     assert set(every) == set(load_problems(source, "problem", "answer")) and every[:100] == some
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_of_a_large_file_only_the_questions_that_are_taken_are_held(tmp_path: Path, suffix: str) -> None:
+    rows = [{"problem": f"{number}" + "?" * 2000, "answer": f"{number}"} for number in range(10_000)]  # 20 MB
+    source = write(tmp_path / f"p.{suffix}", [*rows, rows[0], rows[1] | {"answer": "no"}])
+    del rows
+    tracemalloc.start()
+    try:
+        some = load_problems(source, "problem", "answer", 50)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    every = load_problems(source, "problem", "answer")
+    assert some == sorted(every, key=lambda problem: problem.prompt_id)[:50] and len(every) == 10_000
+    assert peak < 10e6
 
 
 def test_training_and_validation_problems_are_from_all_of_a_sorted_file_and_no_problem_is_both(tmp_path: Path) -> None:

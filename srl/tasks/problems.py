@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ def load_problems(source: str, question_key: str, answer_key: str, limit: int | 
     benchmark = BENCHMARKS.get(name.partition(":")[0])
     problems: dict[str, Problem] = {}
     places: dict[str, int] = {}
+    golds: dict[str, str] = {}  # of all rows; the questions of those that the limit leaves out are not kept
     without_answer, again, contradicting = [], [], []
     for number, row in read_rows(source) if benchmark is None else benchmark_rows(benchmark, name, file):
         place = f"{source}, row {number}"
@@ -55,13 +56,18 @@ def load_problems(source: str, question_key: str, answer_key: str, limit: int | 
             without_answer.append(number)
             continue
         problem = to_problem(question, gold)
-        if (there := problems.setdefault(problem.prompt_id, problem)) is not problem:
-            (again if there.gold == gold else contradicting).append(number)
-        places.setdefault(problem.prompt_id, number)
+        if problem.prompt_id in golds:
+            (again if golds[problem.prompt_id] == gold else contradicting).append(number)
+            continue
+        golds[problem.prompt_id] = gold
+        problems[problem.prompt_id], places[problem.prompt_id] = problem, number
+        if limit is not None and len(problems) > 2 * limit + ROWS_PER_READ:
+            problems = first(problems, limit)
+            places = {prompt_id: places[prompt_id] for prompt_id in problems}
     if limit is not None:
-        if len(problems) > limit:
-            say(f"{source}: {limit} of its {len(problems)} problems, by chance")
-        problems = {prompt_id: problems[prompt_id] for prompt_id in sorted(problems)[:limit]}
+        problems = first(problems, limit)
+        if len(golds) > limit:
+            say(f"{source}: {limit} of its {len(golds)} problems, by chance")
     left_out = {
         "without an answer": without_answer,
         "with a gold that cannot be read": check_golds(problems, places, source, benchmark is None),
@@ -74,6 +80,11 @@ def load_problems(source: str, question_key: str, answer_key: str, limit: int | 
     if not problems:
         raise ConfigError(f"{source}: no problems in it")
     return list(problems.values())
+
+
+def first(problems: dict[str, Problem], limit: int) -> dict[str, Problem]:
+    """The first so many in the order of their ids."""
+    return {prompt_id: problems[prompt_id] for prompt_id in sorted(problems)[:limit]}
 
 
 def check_golds(problems: dict[str, Problem], places: dict[str, int], source: str, strict: bool) -> list[int]:
@@ -169,15 +180,24 @@ def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """One object per line, or one list of objects in a .json file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            text = path.read_text(encoding="utf-8")
+            rows = enumerate(parse_json(text, f"{path}"), 1) if text.strip() else iter(())
+        else:
+            rows = ((number, parse_json(line, f"{path}, row {number}")) for number, line in lines_of(path))
+        yield from checked(rows, path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if path.suffix == ".json":
-        rows = enumerate(parse_json(text, f"{path}"), 1) if text.strip() else iter(())
-    else:
-        # Not splitlines(): a question may hold characters that it takes for line ends.
-        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-        rows = ((number, parse_json(line, f"{path}, row {number}")) for number, line in lines)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, from 1, without blank ones; one line is in memory at a time."""
+    # A question may hold other characters that are taken for line ends.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        yield from ((number, line.removesuffix("\n")) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def checked(rows: Iterable[tuple[int, Any]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, row in rows:
         if not isinstance(row, dict):
             raise ConfigError(f"{path}, row {number}: expected an object with columns, found {type(row).__name__}")
