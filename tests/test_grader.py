@@ -13,7 +13,7 @@ from srl.config import RewardConfig
 from srl.reward.answer import last_boxed, stated_answer
 from srl.reward.compare import decide
 from srl.reward.gold import read_gold, write_gold
-from srl.reward.grader import Grader
+from srl.reward.grader import Grader, plain_grade
 from srl.reward.pool import Comparison
 from srl.reward.rules import apply_grades, final_outcome, grade_request
 from srl.trajectory import Outcome, Trajectory, Turn, TurnKind
@@ -314,6 +314,16 @@ def test_a_grader_that_gets_a_known_case_wrong_says_which(monkeypatch: pytest.Mo
     monkeypatch.setattr("srl.reward.grader.GOLDEN", [("43", "42", Outcome.CORRECT)])
     with pytest.raises(RuntimeError, match="graded answer '43' for gold '42' as incorrect, expected correct"):
         grader.prove()
+
+
+@pytest.mark.parametrize(
+    "piece", ["°", r"^{\circ}", r"\text{ km}", "5 km ", r"\%", "1,", "(", r"\frac{1}", "2 3/4 ", "x=", r"\cup(1,2)"]
+)
+def test_what_is_decided_before_algebra_has_no_deadline_and_needs_none(piece: str) -> None:
+    for gold in ("5", "(1,2)", "5 [unit: km/h]"):
+        start = time.process_time()
+        plain_grade((piece * 2000)[:2000], gold)
+        assert time.process_time() - start < 2  # three hundred degree signs took seconds, two thousand minutes
 
 
 def test_timeouts_are_not_remembered() -> None:

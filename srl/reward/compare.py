@@ -94,7 +94,7 @@ def same_numbers(left: str, right: str, error: float = 0.0) -> bool | None:
         return close(number, wanted, error, exact=is_integer(left) and is_integer(right))
     if wanted is not None and not is_integer(right) and (point := decimal_comma(left)) is not None:
         return same_numbers(point, right, error)
-    if wanted is not None and (measured := without_measure(left)) != left:
+    if wanted is not None and (measured := without_measure(left)) != left and is_written_out(measured):
         return same_numbers(measured, right, error)
     if (based := BASED.fullmatch(left)) and (wanted_based := BASED.fullmatch(right)):  # math-verify drops the base
         return based.groups() == wanted_based.groups()
@@ -114,6 +114,10 @@ def same_assigned(left: str, right: str, error: float) -> bool | None:
     if len(names) > 1:
         return None
     return same_numbers(*(normalise(part[2]) if part else side for part, side in zip(parts, (left, right), strict=True)), error)
+
+
+def is_written_out(text: str) -> bool:
+    return rational(decimal_comma(text) or text) is not None
 
 
 def rational(text: str) -> Fraction | None:

@@ -15,6 +15,8 @@ from srl.reward.answer import gold_answer
 from srl.reward.spelling import IN_TEXT, normalise
 
 NOTES = re.compile(r"\s*\[(?:unit: (?P<unit>[^\];]+))?(?:; )?(?:error: (?P<error>[^\];]+))?\]$")
+UNIT_STARTS = re.compile(r"(?<=[\d})\]$])\s*(?=[\\A-Za-z%^°~$ ])")
+LONGEST_UNIT = 100  # characters
 UNITS = {
     "%": ["percent", "per cent", "percentage"],
     "circ": ["degree", "degrees", "deg", "°"],
@@ -68,7 +70,7 @@ def split_unit(answer: str, unit: str) -> tuple[str, str]:
     """
     if not unit:
         return answer, ""
-    for match in re.finditer(r"(?<=[\d})\]$])\s*(?=[\\A-Za-z%^°~$ ])", answer):
+    for match in UNIT_STARTS.finditer(answer, max(0, len(answer) - LONGEST_UNIT)):
         name = unit_name(answer[match.end() :])
         if name == unit_name(unit) or name.removesuffix("^2").removesuffix("^3") in UNITS:
             return answer[: match.start()], name
