@@ -98,6 +98,15 @@ def rows(name: str) -> list[dict]:
     x_1 = 0.5            | \frac{1}{2}
     42                   | \theta=42
     11\sqrt2             | 11\sqrt{2}
+    5 \text{ units squared} | 5
+    3 \text{ times}      | 3
+    3 \text{ more}       | 3
+    \sqrt2 \approx 1.41  | \sqrt{2}
+    \sqrt{2} ≈ 1.414     | \sqrt{2}
+    x = \frac{2}{3} \approx 0.67 | \frac{2}{3}
+    x \approx 1.41       | 1.41
+    x = 2 + 3 = 5        | 5
+    1\frac12 = 1.5       | \frac{3}{2}
     \frac\pi4 - \sqrt{2} | -\sqrt{2} + \frac{\pi}{4}
     80\,\%               | 80\%
     1,~2                 | 1,2
@@ -183,6 +192,20 @@ def test_equal_answers_are_correct(grader: Grader, answer: str, gold: str) -> No
     false                      | true
     5                          | true
     raisP                      | Paris
+    5 \text{ squared}          | 5
+    5 \text{ dozen}            | 5
+    \frac{5}{2} \text{ thirds} | \frac{5}{2}
+    5 \text{ plus one}         | 5
+    5 \text{ (or 6)}           | 5
+    \sqrt{3} \text{ or so}     | \sqrt{3}
+    \sqrt{3} \text{ not } 2    | \sqrt{3}
+    17 \not= 23                | 23
+    \neg 5                     | 5
+    \sqrt2 \approx 1.514       | \sqrt{2}
+    5 \approx 7                | 5
+    x = 5 = 6                  | 6
+    x = \sqrt{2} = \sqrt{3}    | \sqrt{3}
+    y = 1, x = 2 = 3           | 1, 3
     """),
 )
 def test_different_answers_are_incorrect(grader: Grader, answer: str, gold: str) -> None:

@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from srl.reward.claims import APPROXIMATED, contradicts_itself, say_otherwise, without_approximation
 from srl.reward.differ import surely_differ
 from srl.reward.gold import Gold, split_unit, unit_name, without_measure
 from srl.reward.interval import INTERVAL, as_interval
@@ -49,6 +50,10 @@ def decide(answer: str | None, gold: Gold) -> tuple[Outcome | None, str]:
     if left == right or compact(left) == compact(right):
         return Outcome.CORRECT, left
     equal = same_words(left, right)
+    if equal is None and (say_otherwise(left, right) or ("=" not in right and contradicts_itself(left))):
+        equal = False
+    if equal is None and APPROXIMATED.search(left) and not APPROXIMATED.search(right):
+        return decide(without_approximation(left), gold)
     if equal is None:
         equal = same_numbers(left, right, gold.error)
     if equal is None:  # from the answer as it was written: 100,200 is a list where the gold is one

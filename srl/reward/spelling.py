@@ -64,6 +64,7 @@ MATH_SIGNS = str.maketrans(
     | {
         "∅": r"\emptyset ",
         "≥": r"\ge ",
+        "≈": r"\approx ",
         "≠": r"\ne ",
         "∪": r"\cup ",
         "∈": r"\in ",
