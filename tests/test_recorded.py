@@ -43,12 +43,16 @@ class StoppingEngine(ScriptedEngine):
         self.running.clear()
 
 
-def replayed(chat, recorded: list[Trajectory], protocol: str, **changes) -> Trajectory:
-    fresh = dataclasses.replace(recorded[0], turns=[], stop_reason=None, **changes)
+def again(engine: RecordedEngine, chat, recorded: Trajectory, protocol: str, **changes) -> Trajectory:
+    fresh = dataclasses.replace(recorded, turns=[], stop_reason=None, **changes)
     built = build_protocol(protocol, load_config(None, []), chat)
     settings = {"temperature": 1.0, "limits": Limits(512), "timeout_s": 5, "judges": GOLD}
-    run_trajectories(RecordedEngine(recorded), built, chat, [fresh], **settings)
+    run_trajectories(engine, built, chat, [fresh], **settings)
     return fresh
+
+
+def replayed(chat, recorded: list[Trajectory], protocol: str, **changes) -> Trajectory:
+    return again(RecordedEngine(recorded), chat, recorded[0], protocol, **changes)
 
 
 @pytest.mark.parametrize(("protocol", "texts"), [*PLAYED.items(), *OTHERS])
@@ -77,16 +81,25 @@ def test_what_workers_or_a_judge_failed_on_ends_so_again(chat):
     silent = {"gold": in_threads(lambda trajectory: None, 1)}
     unjudged, _ = play(chat, "gold_chain", SLIP, judges=silent)
     assert unjudged.stop_reason is StopReason.UNJUDGED
-    again = replayed(chat, [unjudged], "gold_chain")  # the judge answers this time: its verdict is said, and there it ends
-    assert again.stop_reason is StopReason.UNJUDGED and again.turns[:-1] == unjudged.turns
+    heard = replayed(chat, [unjudged], "gold_chain")  # the judge answers this time: its verdict is said, and there it ends
+    assert heard.stop_reason is StopReason.UNJUDGED and heard.turns[:-1] == unjudged.turns
     with pytest.raises(ValueError, match="no recorded trajectory has the request t#0"):
         replayed(chat, [failed], "gold", prompt_token_ids=opening[:-1])
 
 
-def test_of_a_trajectory_that_was_recorded_twice_the_last_counts(chat):
-    before, _ = play(chat, "intrinsic", SLIP, RIGHT)
-    after, _ = play(chat, "intrinsic", RIGHT, SLIP)
-    assert replayed(chat, [before, after], "intrinsic") == after
+def test_what_was_recorded_under_one_id_is_given_in_that_order_and_by_weights(chat):
+    """The methods of an evaluation ask the same problems under the same ids."""
+    prompted, _ = play(chat, "prompted", SLIP, CHECKED_WRONG, RIGHT)
+    intrinsic, _ = play(chat, "intrinsic", RIGHT, SLIP)
+    other, _ = play(chat, "attempt", SLIP)
+    other.turns[0].weight_version = 4
+    engine = RecordedEngine([prompted, other, intrinsic])
+    engine.version = 3
+    assert again(engine, chat, prompted, "prompted") == prompted
+    assert again(engine, chat, intrinsic, "intrinsic") == intrinsic
+    engine.version = 4
+    assert again(engine, chat, other, "attempt") == other
+    assert again(engine, chat, other, "attempt") == other  # once more: the last one again
 
 
 def test_a_trajectory_that_was_not_recorded_or_not_after_these_tokens_is_refused(chat):

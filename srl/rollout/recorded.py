@@ -5,6 +5,7 @@ One JSON object per line, as `to_record` makes it.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -37,35 +38,65 @@ def read_trajectories(file: Path) -> list[Trajectory]:
     return trajectories
 
 
+@dataclass(slots=True)
+class Recording:
+    """A trajectory with its requests, prompt and what was sampled, and those of them that were given again."""
+
+    trajectory: Trajectory
+    requests: dict[str, tuple[list[int], Completion]]
+    given: set[str] = field(default_factory=set)
+
+    def fits(self, version: int) -> bool:
+        """Whether it began under these weights, as far as anything was sampled."""
+        return next((done.weight_version for _, done in self.requests.values()), version) == version
+
+
 class RecordedEngine:
     """Answers every request with what was sampled then, by trajectory id and turn, under the weight version of then.
 
     What is said between is not taken from the record, so a protocol that has changed since is noticed. Judges are asked again. A
-    trajectory that was ended by `OUTSIDE` then is ended by it again, when it asks for more than was sampled. Of one that was
-    recorded twice, such as before and after a restart, the last counts.
+    trajectory that was ended by `OUTSIDE` then is ended by it again, when it asks for more than was sampled. An id that was
+    recorded several times, as by the methods of an evaluation, is given in that order, what fits the weights of now first; of
+    several engines each begins with the first.
     """
 
     def __init__(self, trajectories: Iterable[Trajectory]):
         self.version = 0
-        last = {trajectory.id: trajectory for trajectory in trajectories}
-        self.recorded = {
-            request_id: (prompt, done) for trajectory in last.values() for request_id, prompt, done in generations(trajectory)
-        }
-        self.ended = {name: trajectory for name, trajectory in last.items() if trajectory.stop_reason in OUTSIDE}
+        self.waiting: dict[str, list[Recording]] = {}
+        for trajectory in trajectories:
+            requests = {request_id: (prompt, done) for request_id, prompt, done in generations(trajectory)}
+            self.waiting.setdefault(trajectory.id, []).append(Recording(trajectory, requests))
+        self.playing: dict[str, Recording] = {}
         self.running: list[Completion] = []
 
     def submit(self, request_id: str, token_ids: list[int], sampling: Sampling) -> None:
         """Raises ValueError for a request that was not recorded, or not after these tokens."""
-        if request_id not in self.recorded:
-            ended = self.ended.get(request_id.rpartition("#")[0])
-            if ended and token_ids[: len(known := ended.token_ids())] == known:
-                self.running.append(Completion(request_id, [], [], False, ended=ended.stop_reason))
-                return
+        recording = self._recording(request_id)
+        if recording is None or request_id not in recording.requests:
+            if recording and recording.trajectory.stop_reason in OUTSIDE:
+                known = recording.trajectory.token_ids()
+                if token_ids[: len(known)] == known:
+                    self.running.append(Completion(request_id, [], [], False, ended=recording.trajectory.stop_reason))
+                    return
             raise ValueError(f"replay: no recorded trajectory has the request {request_id}")
-        prompt, done = self.recorded[request_id]
+        prompt, done = recording.requests[request_id]
         if prompt != token_ids:
             raise ValueError(f"replay: {request_id} was recorded after other tokens; prompts or protocol have changed")
         self.running.append(done)
+
+    def _recording(self, request_id: str) -> Recording | None:
+        """The one that is given; where it has answered this request, the next, or the last again."""
+        name = request_id.rpartition("#")[0]
+        if name not in self.playing or request_id in self.playing[name].given:
+            if waiting := self.waiting.get(name):
+                self.playing[name] = next((each for each in waiting if each.fits(self.version)), waiting[0])
+                waiting.remove(self.playing[name])
+            elif name in self.playing:
+                self.playing[name].given.clear()
+            else:
+                return None
+        self.playing[name].given.add(request_id)
+        return self.playing[name]
 
     def step(self) -> list[Completion]:
         done, self.running = self.running, []
