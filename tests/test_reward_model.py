@@ -1,5 +1,6 @@
 """The outcome reward model: its examples, its loss, its training with real learners, and its verdicts on what a model answers."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from srl.learner.losses.outcome import outcome_loss
 from srl.learner.model import VALUE_HEAD
 from srl.learner.reward_model import RewardModel, outcome_example
 from srl.observe.run_directory import RunDirectory
-from srl.pipelines.attempts import load_attempts
+from srl.pipelines.attempts import load_attempts, share_right
 from srl.pipelines.samples import write_block
 from srl.protocols.chat import Chat
 from srl.rollout.judges import check_judge
@@ -66,11 +67,30 @@ def test_every_graded_attempt_is_an_example_and_a_problem_is_on_one_side_only(ch
             row(f"{problem}/a3", SLIP, False, chat, outcome="timeout"),
         ]
     write_block(rows, {}, tmp_path / "block-00000.parquet")
-    train, validation = load_attempts(load_config(None, []), tmp_path, chat)
+    train, validation = load_attempts(load_config(None, []), tmp_path, chat, tmp_path / "attempts.arrow")
     assert (len(train), len(validation)) == (4, 2)
-    found = {example.id: example.returns[-1] for example in train + validation}
+    found = {example.id: example.returns[-1] for example in (*train, *validation)}
     assert found == {f"{problem}/a{number}": 1.0 - number for problem in "pqr" for number in (0, 1)}
     assert {example.id[0] for example in train}.isdisjoint(example.id[0] for example in validation)
+
+
+def test_attempts_wait_in_a_file_until_they_are_trained_on(chat: Chat, tmp_path: Path):
+    ids = [*chat.encode(RIGHT) * 200, chat.end_id]
+    assert len(ids) > 2000
+    rows = [row(f"p{n // 50}/a{n}", "", n % 3 == 0, chat, token_ids=ids) for n in range(200)]
+    rows[0] |= {"text": RIGHT, "token_ids": [*chat.encode(RIGHT), chat.end_id]}
+    write_block(rows, {}, tmp_path / "block-00000.parquet")
+    config = load_config(None, ["model.max_length=10000"])
+    tracemalloc.start()
+    try:
+        train, validation = load_attempts(config, tmp_path, chat, tmp_path / "attempts.arrow")
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert (len(train), len(validation)) == (150, 50)
+    assert held < 1e6  # as lists of ids, weights and returns more than 8 bytes x 3 x 2,000 tokens x 200 = 9.6 MB
+    assert all(example.token_ids == [*chat.opening(question(CHAIN)), *ids] for example in (train[1], *train[2:4], validation[1]))
+    assert share_right(train) == pytest.approx(100 * sum(example.returns[-1] for example in train) / 150)
 
 
 def test_a_folder_without_a_value_head_is_no_judge(tmp_path: Path):

@@ -3,7 +3,7 @@
 import functools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from srl.learner.model import check_tokens
 from srl.learner.schedule import schedule
 from srl.observe.records import forget
 from srl.pipelines.assemble import assemble, load_demonstrations
-from srl.pipelines.attempts import load_attempts
+from srl.pipelines.attempts import load_attempts, share_right
 from srl.pipelines.card import write_card
 from srl.pipelines.sample import Block, SamplingPass, sample
 from srl.pipelines.samples import sample_files
@@ -114,15 +114,17 @@ def demonstrations_file(run: Path) -> Path:
 
 def train_reward_model(session: Session, say: Callable[[str], None]) -> None:
     """The external outcome reward model (paper, tables 5 and 7): the base model with a scalar head, on graded attempts."""
-    train, validation = load_attempts(session.config, session.run.file("stage1/samples"), session.chat)
+    store = session.run.file("resume/orm-attempts.arrow")
+    store.parent.mkdir(exist_ok=True)
+    train, validation = load_attempts(session.config, session.run.file("stage1/samples"), session.chat, store)
     if not train:
         raise ConfigError("one problem alone cannot be trained and held out; sample more with stage1.prompts")
-    right = sum(example.returns[-1] for example in train)
-    say(f"{len(train)} graded attempts, {100 * right / len(train):.0f} % of them right")
+    say(f"{len(train)} graded attempts, {share_right(train):.0f} % of them right")
     fit(session, REWARD_MODEL, train, validation, say)
+    store.unlink()
 
 
-def fit(session: Session, what: Fit, train: list[Example], validation: list[Example], say: Callable[[str], None]) -> None:
+def fit(session: Session, what: Fit, train: Sequence[Example], validation: Sequence[Example], say: Callable[[str], None]) -> None:
     """Train the base model; the checkpoint with the lowest validation loss is kept.
 
     Learners that die begin again from the last checkpoint. Raises RuntimeError when they do more than `learner.retries` times.
@@ -153,8 +155,8 @@ def train_epochs(
     session: Session,
     what: Fit,
     learners: LearnerGroup,
-    train: list[Example],
-    validation: list[Example],
+    train: Sequence[Example],
+    validation: Sequence[Example],
     say: Callable[[str], None],
 ) -> None:
     """The optimizer steps that are left after the last checkpoint."""
@@ -166,11 +168,14 @@ def train_epochs(
     per_epoch = -(-len(train) // settings.batch)
     steps = per_epoch * settings.epochs
     rate = functools.partial(schedule, steps=steps, warmup_steps=round(settings.warmup * steps), decay=True)
+    order: list[int] = []
     for step in range(first, steps):
         epoch, index = divmod(step, per_epoch)
-        order = random.Random(f"{config.run.seed} {what.phase} {epoch}").sample(train, len(train))
+        if step == first or index == 0:
+            order = random.Random(f"{config.run.seed} {what.phase} {epoch}").sample(range(len(train)), len(train))
         learning_rate = settings.learning_rate * rate(step)
-        metrics = learners.train(order[index * settings.batch : (index + 1) * settings.batch], what.loss, learning_rate)
+        batch = [train[place] for place in order[index * settings.batch : (index + 1) * settings.batch]]
+        metrics = learners.train(batch, what.loss, learning_rate)
         run.record(what.phase, step, learning_rate=learning_rate, **metrics)
         if index == per_epoch - 1:
             loss = learners.evaluate(validation, what.loss)

@@ -17,6 +17,7 @@ from srl.learner.placement import SHARE, learner_room
 from srl.weights.bundle import Bundle
 from srl.weights.stream import DEAD, Part, Stream, last_line
 
+EXAMPLES_AT_ONCE = 1024  # of an evaluation
 PING_S = 5.0  # for a rank that is alive and not busy to say so
 
 
@@ -96,15 +97,17 @@ class LearnerGroup:
         return {**metrics, "gradient_norm": results[0]["gradient_norm"], "trained_tokens": denominator}
 
     def evaluate(self, examples: Sequence[Example], loss: Loss) -> float:
-        """Mean loss per weighted token."""
-        denominator = token_weight(examples)
-        parts = self._split(examples)
-        return sum(
-            self._get(
-                [rank.evaluate.remote(part, loss, denominator) for rank, part in zip(self.ranks, parts, strict=True)],
-                "an evaluation",
+        """Mean loss per weighted token. Where `examples` makes each when asked, `EXAMPLES_AT_ONCE` are in memory."""
+        denominator, total = token_weight(examples), 0.0
+        for begin in range(0, len(examples), EXAMPLES_AT_ONCE):
+            parts = self._split(list(examples[begin : begin + EXAMPLES_AT_ONCE]))
+            total += sum(
+                self._get(
+                    [rank.evaluate.remote(part, loss, denominator) for rank, part in zip(self.ranks, parts, strict=True)],
+                    "an evaluation",
+                )
             )
-        )
+        return total
 
     def logprobs(self, examples: Sequence[Example], model: str = "") -> dict[str, list[float]]:
         """Log-probabilities of the trained tokens by example id: the current policy's, or those of a frozen model."""

@@ -11,7 +11,12 @@ from srl.protocols.chat import Chat
 
 
 def outcome_example(name: str, prompt_ids: Sequence[int], answer_ids: Sequence[int], chat: Chat, right: bool = False) -> Example:
-    """Prompt, answer and the token that ends it; the value before that token is the score of the answer.
+    """An answer to a prompt, to be judged by a reward model, or to teach one."""
+    return read_once(name, outcome_ids(prompt_ids, answer_ids, chat), right)
+
+
+def outcome_ids(prompt_ids: Sequence[int], answer_ids: Sequence[int], chat: Chat) -> list[int]:
+    """Prompt, answer and the token that ends it.
 
     `answer_ids` may be an attempt or revision from anywhere in a conversation: an end token of its own, and what joins it to
     what came before, do not count.
@@ -19,8 +24,13 @@ def outcome_example(name: str, prompt_ids: Sequence[int], answer_ids: Sequence[i
     ids, joiner = chat.without_end(list(answer_ids)), chat.joiner()
     if joiner and ids[: len(joiner)] == joiner:
         ids = ids[len(joiner) :]
-    before = [0.0] * (len(prompt_ids) + len(ids))
-    return Example(name, [*prompt_ids, *ids, chat.end_id], [*before, 1.0], returns=[*before, float(right)])
+    return [*prompt_ids, *ids, chat.end_id]
+
+
+def read_once(name: str, token_ids: list[int], right: bool) -> Example:
+    """The value before the last token, which ends the answer, is its score."""
+    before = [0.0] * (len(token_ids) - 1)
+    return Example(name, token_ids, [*before, 1.0], returns=[*before, float(right)])
 
 
 class RewardModel:

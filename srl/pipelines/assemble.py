@@ -32,6 +32,7 @@ from srl.pipelines.card import (
     problem_statistics,
 )
 from srl.pipelines.classes import Candidate, Row, candidates
+from srl.pipelines.lazy import Examples
 from srl.pipelines.render import messages, reads_as_made, render, words
 from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat, model_folder
@@ -270,7 +271,6 @@ def write_demonstrations(rows: Iterable[Row], splits: Mapping[str, str], target:
     return shown, examples
 
 
-def load_demonstrations(path: Path, split: str) -> list[Example]:
-    columns = ["id", "token_ids", "weights"]
-    rows = pq.read_table(path, columns=columns, filters=[("split", "=", split)]).to_pylist()
-    return [Example(row["id"], row["token_ids"], row["weights"]) for row in rows]
+def load_demonstrations(path: Path, split: str) -> Examples:
+    table = pq.read_table(path, columns=["id", "token_ids", "weights"], filters=[("split", "=", split)])
+    return Examples(table, lambda row: Example(row["id"], row["token_ids"], row["weights"]))

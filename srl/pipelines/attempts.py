@@ -2,43 +2,78 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from srl.config import Config
 from srl.learner.batch import Example
-from srl.learner.reward_model import outcome_example
+from srl.learner.reward_model import outcome_ids, read_once
+from srl.observe.progress import say
 from srl.pipelines.assemble import check_tokenizer, split_of
 from srl.pipelines.classes import Row
-from srl.pipelines.samples import problems_in, sample_files
+from srl.pipelines.lazy import Examples
+from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat
 from srl.trajectory import Outcome, TurnKind
 
 COLUMNS = ["id", "prompt_id", "question", "kind", "token_ids", "truncated", "outcome"]
+SCHEMA = pa.schema([("id", pa.string()), ("prompt_id", pa.string()), ("token_ids", pa.list_(pa.int32())), ("right", pa.bool_())])
+FILES_PER_LINE = 100  # of progress
 
 
-def load_attempts(config: Config, folder: Path, chat: Chat) -> tuple[list[Example], list[Example]]:
+def load_attempts(config: Config, folder: Path, chat: Chat, store: Path) -> tuple[Examples, Examples]:
     """Train and validation: every attempt that ended by itself and was graded, whatever became of it in stage 1.
 
     Problems are held out as a whole, `stage1.validation_share` of them. Samples are those of `stage1.samples`, else of `folder`.
-    Raises ConfigError when there are none, or of another tokenizer.
+    The examples lie in the file `store`, 4 bytes a token, from where they are read as they are trained on. Raises ConfigError
+    when there are none, or of another tokenizer.
     """
     files = sample_files(Path(config.stage1.samples or folder))
     check_tokenizer(files[0], chat)
-    found = {
-        rows[0]["prompt_id"]: attempts(rows, chat, config.model.max_length)
-        for file in files
-        for rows in problems_in(file, COLUMNS)
-    }
-    splits = split_of(set(found), config)
-    train = [example for prompt, own in found.items() if splits[prompt] == "train" for example in own]
-    validation = [example for prompt, own in found.items() if splits[prompt] == "validation" for example in own]
-    return train, validation
+    prompts = write_attempts(files, chat, config.model.max_length, store)
+    splits, table = split_of(prompts, config), pa.ipc.open_file(pa.memory_map(str(store))).read_all()
+    held_out = [splits[prompt] == "validation" for prompt in table["prompt_id"].to_pylist()]
+    places = np.flatnonzero(np.logical_not(held_out)), np.flatnonzero(held_out)
+    return tuple(Examples(table.select(["id", "token_ids", "right"]), example_of, some) for some in places)
 
 
-def attempts(rows: list[Row], chat: Chat, max_length: int) -> list[Example]:
-    """Of one problem's samples."""
+def write_attempts(files: list[Path], chat: Chat, max_length: int, store: Path) -> set[str]:
+    """Returns the ids of all problems, also of those without an attempt that can be used."""
+    prompts, rows = set(), []
+    with pa.OSFile(str(store), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for number, file in enumerate(files, 1):
+            for problem in problems_in(file, COLUMNS, TurnKind.ATTEMPT):
+                prompts.add(problem[0]["prompt_id"])
+                rows += attempts(problem, chat, max_length)
+                if len(rows) >= ROWS_PER_GROUP:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+                    rows = []
+            if number % FILES_PER_LINE == 0:
+                say(f"      attempts of {number} of {len(files)} files of samples read")
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    return prompts
+
+
+def example_of(row: Row) -> Example:
+    return read_once(row["id"], row["token_ids"], row["right"])
+
+
+def attempts(rows: list[Row], chat: Chat, max_length: int) -> list[Row]:
+    """Of one problem's attempts those that are used, as rows of `SCHEMA`."""
     opening = chat.opening(rows[0]["question"])
+    used = [row for row in rows if not row["truncated"] and row["outcome"] != Outcome.TIMEOUT]
     found = [
-        outcome_example(row["id"], opening, row["token_ids"], chat, row["outcome"] == Outcome.CORRECT)
-        for row in rows
-        if row["kind"] == TurnKind.ATTEMPT and not row["truncated"] and row["outcome"] != Outcome.TIMEOUT
+        {
+            "id": row["id"],
+            "prompt_id": row["prompt_id"],
+            "token_ids": outcome_ids(opening, row["token_ids"], chat),
+            "right": row["outcome"] == Outcome.CORRECT,
+        }
+        for row in used
     ]
-    return [example for example in found if len(example.token_ids) <= max_length]
+    return [row for row in found if len(row["token_ids"]) <= max_length]
+
+
+def share_right(examples: Examples) -> float:
+    """Per cent of the attempts."""
+    return 100 * float(np.mean(examples.table["right"].to_numpy()[examples.places]))

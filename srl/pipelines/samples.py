@@ -210,10 +210,12 @@ def check_words(file: Path, columns: Sequence[str]) -> None:
             )
 
 
-def problems_in(file: Path, columns: Sequence[str]) -> Iterator[list[Row]]:
-    """The rows of one problem after another. Rows of a problem stand together in a file."""
+def problems_in(file: Path, columns: Sequence[str], kind: TurnKind | None = None) -> Iterator[list[Row]]:
+    """The rows of one problem after another, or those of a kind. Rows of a problem stand together in a file."""
     rows: list[Row] = []
     for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP, columns=list(columns)):
+        if kind is not None:
+            batch = batch.filter(pyarrow.compute.equal(batch["kind"], kind.value))
         for row in batch.to_pylist():
             if rows and rows[0]["prompt_id"] != row["prompt_id"]:
                 yield rows
