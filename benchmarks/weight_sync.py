@@ -140,8 +140,7 @@ def named_weights(layers: int) -> list[tuple[str, torch.Tensor]]:
 
 def learner_buckets(weights: list[tuple[str, torch.Tensor]], bucket_mib: int) -> Iterator[tuple[Lazy, ExitStack]]:
     for bucket in fill_buckets(weights, bucket_mib * MIB):
-        # Names of a learner's module begin with `model.` once more than the model's own.
-        yield [(f"model.{name}", lambda tensor=tensor: tensor) for name, tensor in bucket], ExitStack()
+        yield lambda bucket=bucket: bucket, ExitStack()
 
 
 def bundle_of(version: int, weights: list[tuple[str, torch.Tensor]], bucket_mib: int) -> Bundle:

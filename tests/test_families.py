@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from srl.config import ConfigError, ModelConfig
 from srl.learner.batch import Example, collate
-from srl.learner.model import FAMILIES, TokenLogprobs, check_family, load_model
+from srl.learner.lora import published
+from srl.learner.model import FAMILIES, TokenLogprobs, as_saved, check_family, load_model
 from srl.learner.packing import ATTENTION
 
 TINY = {
@@ -58,6 +60,27 @@ def difference(config: PretrainedConfig) -> float:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_packed_log_probabilities_are_those_of_the_plain_model(family):
     assert difference(tiny(family)) < 1e-4
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_engines_are_sent_the_names_and_tensors_that_they_find_in_the_models_folder(family, tmp_path: Path):
+    AutoModelForCausalLM.from_config(tiny(family)).save_pretrained(tmp_path)
+    module = TokenLogprobs(load_model(str(tmp_path), ModelConfig()))
+    tensors = [(name, tensor) for name, _, tensor in published(module)]
+    sent = dict(as_saved(module.model, tensors))
+    alone = [dict(as_saved(module.model, [tensor])) for tensor in tensors]  # whatever the size of buckets
+    assert sorted(name for each in alone for name in each) == sorted(sent)
+    found = load_file(tmp_path / "model.safetensors")
+    assert sent.keys() == found.keys()
+    assert all(torch.equal(sent[name], tensor) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_policy_says_the_same_while_it_is_trained_as_when_it_is_scored(family, tmp_path: Path):
+    AutoModelForCausalLM.from_config(tiny(family)).save_pretrained(tmp_path)
+    module = TokenLogprobs(load_model(str(tmp_path), ModelConfig()))
+    batch = collate([Example(str(n), ids, [0.0] + [1.0] * (len(ids) - 1)) for n, ids in enumerate(SEQUENCES)], 0)
+    assert torch.equal(module.train()(batch)[0], module.eval()(batch)[0])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Gathering:
             opened = ExitStack()
             self.events.append(f"gather {index}")
             opened.callback(self.events.append, f"shard {index}")
-            yield [(f"model.{name}", lambda tensor=tensor: tensor) for name, tensor in bucket], opened
+            yield lambda bucket=bucket: bucket, opened
 
 
 def test_a_lent_part_stays_until_the_one_after_the_next_is_asked_for():

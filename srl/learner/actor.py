@@ -1,9 +1,11 @@
 """The learner actor: a thin Ray shell around one rank's engine."""
 
+import functools
 import os
 import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import ray
@@ -15,11 +17,11 @@ from srl.learner.checkpoint import read_parts, write_part
 from srl.learner.engine import Engine, frozen, join_ranks, most_of_ranks
 from srl.learner.lora import adapters_off, add_adapters
 from srl.learner.losses import Loss
-from srl.learner.model import TokenLogprobs, load_critic, load_model, save_folder
+from srl.learner.model import TokenLogprobs, as_saved, load_critic, load_model, save_folder
 from srl.observe.pulse import start_pulse
 from srl.protocols.chat import load_tokenizer
 from srl.weights.broadcast import BroadcastGroup, open_store
-from srl.weights.bundle import Bundle, send
+from srl.weights.bundle import Bundle, Lazy, send
 from srl.weights.stream import Outgoing, Part
 
 Metrics = dict[str, float]
@@ -138,11 +140,15 @@ class Learner:
 
     def publish(self, version: int) -> Bundle | None:
         """The current weights under that version (rank 0; the others only take part in gathering)."""
-        buckets = self.engine.buckets(self.config.learner.bucket_mib * 2**20)
         self.engine.free_cache()  # engines on the same GPU wake with what this gives back
-        bundle = send(version, buckets, sender=self.rank == 0)
+        bundle = send(version, self._buckets(), sender=self.rank == 0)
         self.engine.free_cache()
         return bundle
+
+    def _buckets(self) -> Iterator[tuple[Lazy, ExitStack]]:
+        """The current weights as engines read them."""
+        for bucket, opened in self.engine.buckets(self.config.learner.bucket_mib * 2**20):
+            yield functools.partial(as_saved, self.engine.module.model, bucket), opened
 
     def open_link(self) -> tuple[str, int]:
         """Where the members of a new broadcast group meet; rank 0 only."""
@@ -158,10 +164,9 @@ class Learner:
         """The next `stage` is the first part of the current weights under that version."""
         if self.outgoing is not None:
             self.outgoing.drop()  # what a stream that failed has left
-        buckets = self.engine.buckets(self.config.learner.bucket_mib * 2**20)
         sends = self.config.transfer == "ipc" or self.rank == 0
         self.engine.free_cache()
-        self.outgoing = Outgoing(version, buckets, self.device, sends, self.config.transfer == "broadcast")
+        self.outgoing = Outgoing(version, self._buckets(), self.device, sends, self.config.transfer == "broadcast")
 
     def stage(self) -> Part | None:
         """The next part of the weights, made ready; None after the last and for ranks that only gather."""

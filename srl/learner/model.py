@@ -1,7 +1,7 @@
 """A causal language model that returns what training needs: log-probabilities (or values) of the trained tokens."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from srl.config import Config, ConfigError, ModelConfig
 from srl.learner.batch import Batch
@@ -111,11 +112,11 @@ def check_family(path: str, setting: str) -> None:
 
 
 def load_model(path: str, config: ModelConfig) -> nn.Module:
-    """For training. Raises ConfigError with the folder and what is wrong with it."""
+    """For training, without dropout. Raises ConfigError with the folder and what is wrong with it."""
     try:
         check_family(path, "model.path")
         # Safetensors hold no code; pickled weights and modules beside a model do.
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, config.dtype),
             attn_implementation=ATTENTION,
@@ -124,6 +125,27 @@ def load_model(path: str, config: ModelConfig) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model can be loaded from it: {first_line(error)}") from None
+
+    drop_nothing(model)
+    return model
+
+
+def drop_nothing(model: nn.Module) -> None:
+    """Turn dropout off: with it the policy that is trained is not the one that sampled, and ratios do not begin at 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def as_saved(model: nn.Module, tensors: Sequence[tuple[str, Callable[[], torch.Tensor]]]) -> list[tuple[str, torch.Tensor]]:
+    """Weights of a `TokenLogprobs` of that model as its saved folder has them, which is what engines read.
+
+    In memory some families have other names, and all experts of a layer in one tensor. Nothing is copied.
+    """
+    return list(revert_weight_conversion(model, {name.removeprefix("model."): tensor() for name, tensor in tensors}).items())
 
 
 def save_folder(module: nn.Module, state: dict[str, torch.Tensor], tokenizer: str, folder: Path) -> None:

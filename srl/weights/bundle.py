@@ -15,7 +15,7 @@ import torch
 
 from srl.weights.bucket import Bucket, Named, check_bucket, checksum, fill_buckets, pack
 
-Lazy = list[tuple[str, Callable[[], torch.Tensor]]]
+Lazy = Callable[[], Named]  # a bucket's tensors, under the names by which engines know them
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def send(version: int, buckets: Iterable[tuple[Lazy, ExitStack]], sender: bool) 
     with ThreadPoolExecutor(1, "send-weights") as thread:
         for lazy, opened in buckets:
             settle()
-            earlier = (thread.submit(lambda lazy=lazy: store(plain(lazy))) if sender else done(), opened)
+            earlier = (thread.submit(lambda lazy=lazy: store(lazy())) if sender else done(), opened)
         settle()
     if not sender:
         return None
@@ -65,11 +65,6 @@ def done() -> Future:
     future: Future = Future()
     future.set_result((None, "", 0, 0.0))
     return future
-
-
-def plain(lazy: Lazy) -> Named:
-    """Tensors, under the names by which Hugging Face and vLLM know them."""
-    return [(name.removeprefix("model."), tensor()) for name, tensor in lazy]
 
 
 def store(named: Named) -> tuple[ray.ObjectRef, str, int, float]:

@@ -19,7 +19,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from srl.weights.broadcast import BroadcastGroup
 from srl.weights.bucket import Named
-from srl.weights.bundle import Bundle, Lazy, plain
+from srl.weights.bundle import Bundle, Lazy
 from srl.weights.flat import Entry, cut, digest, fill, lay_out
 from srl.weights.share import Handle, Lent, open_lent, place
 
@@ -116,7 +116,7 @@ class Outgoing:
         lazy, opened = bucket
         with opened:
             self._settle(1, group)
-            return self._pack(plain(lazy), gathered - started, group) if self.sends else None
+            return self._pack(lazy(), gathered - started, group) if self.sends else None
 
     def finish(self, group: BroadcastGroup | None) -> None:
         """Returns when everything was received."""
