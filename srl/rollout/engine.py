@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from srl.config import ModelConfig, RolloutConfig
 from srl.rollout.machine import check_machine
@@ -99,6 +100,8 @@ def bucket_transfer() -> type:
 
         def start_weight_update(self) -> None:
             self.seconds.clear()
+            if self.device.type == "cpu":
+                forget_kernels(self.model)
             super().start_weight_update()
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -129,6 +132,13 @@ def bucket_transfer() -> type:
             self.group = None
 
     return BucketTransfer
+
+
+def forget_kernels(model: nn.Module) -> None:
+    """Experts on CPU are repacked only for a layer that has no kernel yet; with one, vLLM leaves new weights as they came."""
+    for module in model.modules():
+        if hasattr(method := getattr(module, "quant_method", None), "moe_kernel"):
+            method.moe_kernel = None
 
 
 def prepare_environment(on_gpu: bool) -> None:
