@@ -305,7 +305,30 @@ def test_every_family_that_is_trained_can_be_planned(family: str, tmp_path: Path
     AutoConfig.for_model(family, num_hidden_layers=2).save_pretrained(tmp_path)
     shape = model_shape(paper(f"model.path={tmp_path}"))
     assert shape.parameters > 0 and shape.layers == 2
-    assert shape.inner == (3072 if family in ("gpt2", "opt") else AutoConfig.for_model(family).intermediate_size)
+    # Of experts those that a token takes: two and eight.
+    other = {"gpt2": 3072, "opt": 3072, "mixtral": 2 * 14336, "qwen3_moe": 8 * 768}
+    assert shape.inner == (other.get(family) or AutoConfig.for_model(family).intermediate_size)
+
+
+def test_of_experts_a_token_is_computed_with_its_own_and_a_batch_reads_those_of_all_its_tokens(tmp_path: Path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
+    AutoConfig.for_model("mixtral", intermediate_size=24, num_local_experts=4, **sizes).save_pretrained(tmp_path / "mixtral")
+    own = {"intermediate_size": 64, "moe_intermediate_size": 8, "num_experts": 8, "num_experts_per_tok": 2}
+    AutoConfig.for_model("qwen3_moe", **own, **sizes).save_pretrained(tmp_path / "qwen3_moe")
+    mixtral, qwen = (model_shape(paper(f"model.path={tmp_path / name}")) for name in ("mixtral", "qwen3_moe"))
+    # Three matrices of an expert, in two layers; a token takes two experts.
+    assert (mixtral.experts, mixtral.share, mixtral.inner) == (2 * 4 * 3 * 16 * 24, 1 / 2, 2 * 24)
+    assert (qwen.experts, qwen.share, qwen.inner) == (2 * 8 * 3 * 16 * 8, 1 / 4, 2 * 8)
+    assert qwen.used(1) == qwen.parameters - qwen.experts * 3 / 4
+    assert qwen.used(2) == qwen.parameters - qwen.experts * 9 / 16
+    assert QWEN_7B.used(1) == QWEN_7B.parameters
+    said = derived(paper(f"model.path={tmp_path / 'qwen3_moe'}"))["parameters"]
+    assert said == f"{qwen.parameters:,} ({qwen.used(1):,.0f} for a token)"
+    # Of a model that is nothing but experts, a quarter of them used, training takes a quarter of the time.
+    experts = Shape(8_000_000_000, 0, 0, 0, 0, 0, 0, 0, experts=8_000_000_000, share=0.25)
+    work = Work(8, 100, 100, 200, 3.0)
+    dense = replace(experts, experts=0, share=1.0)
+    assert learner_s(experts, H100, work, 1) == pytest.approx(learner_s(dense, H100, work, 1) / 4)
 
 
 def test_a_critic_has_nodes_of_its_own(tmp_path: Path):

@@ -1,9 +1,9 @@
 """Numbers that follow from a configuration, shown before anything is paid for: by --dry-run and by `plan`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from srl.config import Config, ConfigError
 from srl.driver.scale import (
@@ -31,6 +31,7 @@ WAYS = {
     "broadcast": "broadcast from the first learner",
 }
 INNER = ("intermediate_size", "ffn_dim", "n_inner")  # of the feed-forward layers; OPT and GPT-2 have names of their own
+EXPERTS = ("num_local_experts", "num_experts")
 COUNTS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
@@ -42,7 +43,7 @@ def derived(config: Config) -> dict[str, str]:
     trajectories = rl.prompts * rl.group
     attempts = stage1.prompts * stage1.attempts
     return {
-        "parameters": f"{shape.parameters:,}",
+        "parameters": parameters(shape),
         "stage 1 samples": f"{attempts:,} attempts, {attempts * stage1.verdicts:,} verdicts, "
         f"at most {attempts * max(stage1.wrong_revisions, stage1.correct_revisions):,} revisions",
         "sft global batch": f"{sft.batch} trajectories over {learner.workers} ranks",
@@ -86,7 +87,8 @@ def model_shape(config: Config) -> Shape:
             model = AutoModelForCausalLM.from_config(found)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model configuration can be loaded from it: {first_line(error)}") from None
-    parameters, adapters = count(model.parameters()), 0
+    whole, adapters = count(model.parameters()), 0
+    experts = count(parameter for name, parameter in model.named_parameters() if ".experts." in name)
     if learner.lora_rank:
         try:
             add_adapters(model, learner.lora_rank, learner.lora_alpha, learner.lora_targets)
@@ -94,18 +96,28 @@ def model_shape(config: Config) -> Shape:
             raise ConfigError(str(error)) from None
         adapters = count(parameter for parameter in model.parameters() if parameter.requires_grad)
     text = found.get_text_config()
-    heads = text.num_attention_heads
+    heads, inner = text.num_attention_heads, first_of(INNER, text) or 4 * text.hidden_size
     return Shape(
-        parameters=parameters,
+        parameters=whole,
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_width=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        inner=next((width for name in INNER if (width := getattr(text, name, None))), 4 * text.hidden_size),
+        inner=text.num_experts_per_tok * (getattr(text, "moe_intermediate_size", None) or inner) if experts else inner,
         vocabulary=text.vocab_size,
         adapters=adapters,
+        experts=experts,
+        share=text.num_experts_per_tok / first_of(EXPERTS, text) if experts else 1.0,
     )
+
+
+def first_of(names: Sequence[str], found: PretrainedConfig) -> int | None:
+    return next((value for name in names if (value := getattr(found, name, None))), None)
+
+
+def parameters(shape: Shape) -> str:
+    return f"{shape.parameters:,}" + (f" ({shape.used(1):,.0f} for a token)" if shape.experts else "")
 
 
 def count(parameters: Iterable[torch.nn.Parameter]) -> int:
@@ -131,7 +143,7 @@ def placement_report(config: Config, gpu: str, devices: int, tokens: float, prom
     work = rl_work(config, tokens, prompt)
     plan = plan_placement(config, shape, machine, work, devices, LOGITS_AT_ONCE)
     lines = [
-        f"{shape.parameters:,} parameters, {cache_bytes_per_token(config, shape):,.0f} bytes of cache per token, "
+        f"{parameters(shape)} parameters, {cache_bytes_per_token(config, shape):,.0f} bytes of cache per token, "
         f"{work.trajectories:,} trajectories a step of {prompt:g} + {tokens:g} tokens ({work.longest:,} at most), "
         f"{devices} x {machine.name}",
     ]

@@ -25,6 +25,12 @@ class Shape:
     inner: int
     vocabulary: int
     adapters: int = 0  # parameters of learner.lora_rank's adapters
+    experts: int = 0  # parameters of experts, of which a token passes through a share
+    share: float = 1.0
+
+    def used(self, tokens: float) -> float:
+        """Parameters that so many tokens of a batch pass through, if each takes its experts by chance."""
+        return self.parameters - self.experts * (1 - self.share) ** tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +207,9 @@ def concurrent_sequences(config: Config, shape: Shape, machine: Machine, tensor_
 
 def decode_step_s(config: Config, shape: Shape, machine: Machine, tensor_parallel: int, sequences: float, length: float) -> float:
     """Seconds for one token of each of `sequences` sequences of mean length `length`."""
-    moved = shape.parameters * bytes_each(config) + sequences * length * cache_bytes_per_token(config, shape)
+    moved = shape.used(sequences) * bytes_each(config) + sequences * length * cache_bytes_per_token(config, shape)
     memory = moved / (machine.bandwidth * machine.decode_share * tensor_parallel)
-    compute = 2 * shape.parameters * sequences / (machine.flops * machine.train_share * 2 * tensor_parallel)
+    compute = 2 * shape.used(1) * sequences / (machine.flops * machine.train_share * 2 * tensor_parallel)
     return machine.step_overhead_s + sequences * machine.sequence_overhead_s + max(memory, compute)
 
 
@@ -225,7 +231,7 @@ def rollout_s(config: Config, shape: Shape, machine: Machine, work: Work, engine
 def learner_s(shape: Shape, machine: Machine, work: Work, ranks: int) -> float:
     """Seconds for all passes over all tokens, with the attention scores' FLOP."""
     length = work.prompt_tokens + work.sampled_tokens
-    per_token = 2 * shape.parameters + 2 * shape.layers * shape.heads * shape.head_width * length
+    per_token = 2 * shape.used(1) + 2 * shape.layers * shape.heads * shape.head_width * length
     return work.passes * per_token * work.trajectories * length / (ranks * machine.flops * machine.train_share)
 
 
