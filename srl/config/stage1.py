@@ -60,7 +60,7 @@ class Stage1Config(Section):
 class SftConfig(Section):
     """Stage-1 fine-tuning with the loss weights of equation 1."""
 
-    epochs: int = Field(2, ge=1, description="Passes over the demonstrations.")
+    epochs: int = Field(3, ge=1, description="Passes over the demonstrations (paper: 3).")
     batch: int = Field(32, ge=1, description="Trajectories per optimizer step, over all ranks.")
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps for linear warm-up; cosine to zero after it.")
