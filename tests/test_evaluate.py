@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 
 from srl.config import Config, ConfigError, load_config
@@ -360,7 +361,8 @@ def test_sources_of_benchmarks_have_names_that_tell_them_apart(tmp_path: Path, m
     assert (parts[-2:], place) == (["data", "own.v2"], f"{tmp_path}/data/own.v2.jsonl")
 
 
-def test_only_the_embedded_task_has_its_benchmark(tmp_path: Path):
+def test_only_the_embedded_task_has_its_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # else a machine without the hub tries for half a minute
     own = problems_file(tmp_path / "own.jsonl", "own?")
     config = config_in(tmp_path, "task.name=file", f"task.train={own}", f"task.test.own={own}")
     with pytest.raises(ConfigError, match="chains: neither a file nor a hub dataset"):
