@@ -143,7 +143,7 @@ def drop_nothing(model: nn.Module) -> None:
 def as_saved(model: nn.Module, tensors: Sequence[tuple[str, Callable[[], torch.Tensor]]]) -> list[tuple[str, torch.Tensor]]:
     """Weights of a `TokenLogprobs` of that model as its saved folder has them, which is what engines read.
 
-    In memory some families have other names, and all experts of a layer in one tensor. Nothing is copied.
+    In memory some families have other names, and all experts of a layer in one tensor. Of these alone copies are made.
     """
     return list(revert_weight_conversion(model, {name.removeprefix("model."): tensor() for name, tensor in tensors}).items())
 

@@ -12,7 +12,7 @@ from srl.protocols.chat import Chat
 
 def outcome_example(name: str, prompt_ids: Sequence[int], answer_ids: Sequence[int], chat: Chat, right: bool = False) -> Example:
     """An answer to a prompt, to be judged by a reward model, or to teach one."""
-    return read_once(name, outcome_ids(prompt_ids, answer_ids, chat), right)
+    return with_outcome(name, outcome_ids(prompt_ids, answer_ids, chat), right)
 
 
 def outcome_ids(prompt_ids: Sequence[int], answer_ids: Sequence[int], chat: Chat) -> list[int]:
@@ -27,8 +27,8 @@ def outcome_ids(prompt_ids: Sequence[int], answer_ids: Sequence[int], chat: Chat
     return [*prompt_ids, *ids, chat.end_id]
 
 
-def read_once(name: str, token_ids: list[int], right: bool) -> Example:
-    """The value before the last token, which ends the answer, is its score."""
+def with_outcome(name: str, token_ids: list[int], right: bool) -> Example:
+    """The value before the last token, which ends the answer, is to be its outcome."""
     before = [0.0] * (len(token_ids) - 1)
     return Example(name, token_ids, [*before, 1.0], returns=[*before, float(right)])
 

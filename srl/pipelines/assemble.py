@@ -32,7 +32,7 @@ from srl.pipelines.card import (
     problem_statistics,
 )
 from srl.pipelines.classes import Candidate, Row, candidates
-from srl.pipelines.lazy import Examples
+from srl.pipelines.examples import Examples
 from srl.pipelines.render import messages, reads_as_made, render, words
 from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat, model_folder

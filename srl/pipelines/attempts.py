@@ -7,18 +7,17 @@ import pyarrow as pa
 
 from srl.config import Config
 from srl.learner.batch import Example
-from srl.learner.reward_model import outcome_ids, read_once
-from srl.observe.progress import say
+from srl.learner.reward_model import outcome_ids, with_outcome
+from srl.observe.progress import bar
 from srl.pipelines.assemble import check_tokenizer, split_of
 from srl.pipelines.classes import Row
-from srl.pipelines.lazy import Examples
+from srl.pipelines.examples import Examples
 from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
 from srl.protocols.chat import Chat
 from srl.trajectory import Outcome, TurnKind
 
 COLUMNS = ["id", "prompt_id", "question", "kind", "token_ids", "truncated", "outcome"]
 SCHEMA = pa.schema([("id", pa.string()), ("prompt_id", pa.string()), ("token_ids", pa.list_(pa.int32())), ("right", pa.bool_())])
-FILES_PER_LINE = 100  # of progress
 
 
 def load_attempts(config: Config, folder: Path, chat: Chat, store: Path) -> tuple[Examples, Examples]:
@@ -40,22 +39,26 @@ def load_attempts(config: Config, folder: Path, chat: Chat, store: Path) -> tupl
 def write_attempts(files: list[Path], chat: Chat, max_length: int, store: Path) -> set[str]:
     """Returns the ids of all problems, also of those without an attempt that can be used."""
     prompts, rows = set(), []
-    with pa.OSFile(str(store), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for number, file in enumerate(files, 1):
+    with (
+        pa.OSFile(str(store), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+        bar(len(files), "files of samples") as update,
+    ):
+        update(0)
+        for file in files:
             for problem in problems_in(file, COLUMNS, TurnKind.ATTEMPT):
                 prompts.add(problem[0]["prompt_id"])
                 rows += attempts(problem, chat, max_length)
                 if len(rows) >= ROWS_PER_GROUP:
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
                     rows = []
-            if number % FILES_PER_LINE == 0:
-                say(f"      attempts of {number} of {len(files)} files of samples read")
+            update(1)
         writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
     return prompts
 
 
 def example_of(row: Row) -> Example:
-    return read_once(row["id"], row["token_ids"], row["right"])
+    return with_outcome(row["id"], row["token_ids"], row["right"])
 
 
 def attempts(rows: list[Row], chat: Chat, max_length: int) -> list[Row]:
