@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # A pipeline's thread that asks Ray something after a stopped run has ended it would start another one.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Processes of a local Ray inherit it. A thread that spins long while it waits takes the core from whoever it waits for.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -111,7 +111,7 @@ def run(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, l
         for place, value in enumerate((85, 20 + number)):
             rows.append(row(f"p{number}/a{place}", solution(CHAIN, [value]), value == 85, chat))
     write_block(rows, {}, samples / "block-00000.parquet")
-    small = [f"run.directory={directory}", f"stage1.samples={samples}", "sft.learning_rate=2e-3", "sft.epochs=6", "sft.batch=16"]
+    small = [f"run.directory={directory}", f"stage1.samples={samples}", "sft.learning_rate=2e-3", "sft.epochs=2", "sft.batch=16"]
     small += ["evaluate.problems=40", "evaluate.bootstrap=100", "rollout.threads=1", "learner.threads=1"]
     config = load_config(None, small)
     run_phases(config, "orm")

@@ -122,7 +122,7 @@ def test_a_worker_killed_while_it_generates_costs_no_trajectory_and_comes_back_w
     victim = engine_process()
     killer = threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL))
     killer.start()
-    asked = [trajectory for trajectory in attempts(session, 600)]
+    asked = [trajectory for trajectory in attempts(session, 240)]
     done = session.pool().generate("prompted", asked, 1.0)
     assert not psutil.pid_exists(victim.pid) or victim.status() == psutil.STATUS_ZOMBIE
     assert [t.id for t in done] == [t.id for t in asked]

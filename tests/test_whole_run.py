@@ -33,10 +33,11 @@ def run(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped by SIGTERM during sampling, continued, finished."""
+    """Stopped by SIGTERM during sampling, continued with another number of engines, finished."""
     directory = tmp_path_factory.mktemp("runs")
     samples = directory / "tiny" / "stage1" / "samples"
-    process = subprocess.Popen(command(directory), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    one_engine = command(directory, "rollout.workers=1")
+    process = subprocess.Popen(one_engine, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
     while not list(samples.glob("*.parquet")) and process.poll() is None:
         assert time.monotonic() < deadline, "no sample file after 300 s"
@@ -45,6 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=80)  # `ray job stop` gives the driver 90 s
     assert process.returncode == 130, output
+    assert "Traceback" not in output and "ERROR" not in output, output
     result = run(directory)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "evaluate-base: done before" in result.stdout

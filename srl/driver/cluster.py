@@ -58,6 +58,13 @@ def connect(config: Config, trains: bool = True) -> None:
     check_cluster(config, 0, trains)
 
 
+def disconnect() -> None:
+    """Leave the cluster; a local one ends. What a pipeline that was stopped in the middle says of that is no news."""
+    if ray.is_initialized():
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        ray.shutdown()
+
+
 @contextmanager
 def stopped_afterwards() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait for the end of this block and then raise KeyboardInterrupt.

@@ -9,7 +9,7 @@ import ray
 
 from srl.config import Config, ConfigError, read_yaml
 from srl.driver.check import check_engines
-from srl.driver.cluster import check_address, connect
+from srl.driver.cluster import check_address, connect, disconnect
 from srl.driver.evaluate import METHODS, complete, measure
 from srl.driver.problems import check_wording, load_benchmark, load_tests, places_of_tests
 from srl.driver.session import Session
@@ -88,8 +88,7 @@ def evaluate_models(config: Config, asked: Sequence[Asked], benchmarks: Sequence
             run.current = EVALUATED
     finally:
         run.close()
-        if ray.is_initialized():
-            ray.shutdown()
+        disconnect()
     return [found[item, title] for item in asked for title in questions.problems]
 
 

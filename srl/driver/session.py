@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from srl.config import Config, ConfigError
-from srl.driver.cluster import connect
+from srl.driver.cluster import connect, disconnect
 from srl.learner.placement import shared_room
 from srl.observe.progress import say
 from srl.observe.run_directory import RunDirectory
@@ -131,5 +130,4 @@ class Session:
 
     def close(self) -> None:
         self.run.close()
-        if ray.is_initialized():
-            ray.shutdown()
+        disconnect()
