@@ -108,7 +108,7 @@ def test_adapters_have_all_of_the_training_state_and_no_reference(tmp_path: Path
         model_shape(paper(f"model.path={tmp_path}", "learner.lora_rank=16", "learner.lora_targets=[nothing]"))
 
 
-@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("rank", [0, pytest.param(8, marks=pytest.mark.long)])
 def test_the_state_is_what_a_real_engine_keeps_between_two_micro_batches(rank: int):
     settings = ["model.dtype=bfloat16", f"learner.lora_rank={rank}"]
     program = f"""
@@ -188,7 +188,7 @@ def test_published_numbers_are_met_within_a_quarter(name: str, published: float,
 
 
 def test_the_embedded_task_takes_what_a_run_on_two_cores_took():
-    """The medians of the run in the README's table: 119 sampled tokens a trajectory, rollout 6.7 s, learner 2.5 s."""
+    """The medians of a run: 119 sampled tokens a trajectory, rollout 6.7 s, learner 2.5 s."""
     config = load_config(None, [])
     shape, machine = model_shape(config), MACHINES["cpu"]
     work = rl_work(config, 119, 40)
