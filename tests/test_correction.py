@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import exp, log
 
 import pytest
@@ -42,6 +43,40 @@ def test_a_token_without_a_finite_probability_is_left_out_and_counted():
 def test_a_token_that_the_sampler_thought_impossible_counts_up_to_the_cap():
     found, metrics = corrected([example([-800.0])], {"a": [-1.0]}, cap=2.0)
     assert found[0].advantages == [0.0, 4.0] and metrics["sampler_truncated"] == 1 and metrics["sampler_gap"] == 799
+
+
+def test_masks_leave_out_what_is_not_between_the_cap_and_one_over_it():
+    # Ratios 1, 0.25, 9: with a cap of 4 the last is outside, 0.25 just inside.
+    old, now = [log(0.5), log(0.4), log(0.1)], [log(0.5), log(0.1), log(0.9)]
+    (found,), metrics = corrected([example(old)], {"a": now}, 4.0, "token_mask")
+    assert found.weights == [0.0, 1.0, 1.0, 0.0] and found.advantages[1:3] == pytest.approx([2.0, 0.5])
+    assert metrics["sampler_masked"] == pytest.approx(1 / 3) and metrics["sampler_truncated"] == 0
+    assert metrics["sampler_gap_max"] == pytest.approx(log(9))  # also of those that are left out
+
+
+def test_a_sequence_counts_by_the_geometric_mean_of_its_tokens():
+    # Ratios 4 and 1: every token weighs 2.
+    old, now = [log(0.2), log(0.5)], [log(0.8), log(0.5)]
+    (found,), metrics = corrected([example(old)], {"a": now}, 3.0, "sequence_truncate")
+    assert found.advantages[1:] == pytest.approx([4.0, 4.0]) and metrics["sampler_ratio"] == pytest.approx(2)
+    assert found.old_logprobs[1:] == now
+    (found,), metrics = corrected([example(old)], {"a": now}, 1.5, "sequence_truncate")
+    assert found.advantages[1:] == pytest.approx([3.0, 3.0]) and metrics["sampler_truncated"] == 1
+
+
+@pytest.mark.parametrize("shift", [2.0, -2.0])
+def test_a_sequence_outside_the_mask_is_left_out_whole_and_the_others_stay(shift: float):
+    apart, near = example([-3.0, -3.0]), replace(example([-1.0]), id="b")
+    found, metrics = corrected([apart, near], {"a": [-3.0 + shift] * 2, "b": [-1.0]}, exp(1.9), "sequence_mask")
+    assert found == [near] and metrics["sampler_masked"] == pytest.approx(2 / 3)
+    found, _ = corrected([apart, near], {"a": [-3.0 + shift] * 2, "b": [-1.0]}, exp(2.1), "sequence_mask")
+    assert [one.id for one in found] == ["a", "b"]
+
+
+def test_a_token_without_a_finite_probability_does_not_count_in_its_sequence():
+    (found,), metrics = corrected([example([float("-inf"), log(0.2)])], {"a": [-2.0, log(0.4)]}, 3.0, "sequence_truncate")
+    assert found.weights == [0.0, 0.0, 1.0] and found.advantages[2] == pytest.approx(4.0)
+    assert metrics["sampler_ratio"] == pytest.approx(2) and metrics["sampler_masked"] == 0.5
 
 
 def test_of_no_tokens_every_metric_is_zero():

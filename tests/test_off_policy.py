@@ -79,6 +79,17 @@ def test_what_another_policy_sampled_starts_at_ratio_one_with_truncated_weights(
     assert raw["ratio"] == pytest.approx(2.71828, rel=1e-4)
 
 
+def test_a_step_in_which_every_sequence_is_masked_changes_nothing_and_says_so(update):
+    update.config.rl.importance = "sequence_mask"
+    before = update.learners.module.model.get_input_embeddings().weight.clone()
+    found = update.step(trajectories(update, 1.0), 0, 1e-3, off_policy=True)
+    assert found["sampler_masked"] == 1 and found["sampler_dropped"] == 4 and found["optimizer_steps"] == 0
+    assert update.trained == set() and torch.equal(update.learners.module.model.get_input_embeddings().weight, before)
+    found = update.step(trajectories(update, 0.5), 0, 1e-3, off_policy=True)
+    assert found["sampler_dropped"] == 0 and len(update.trained) == 4
+    assert not torch.equal(update.learners.module.model.get_input_embeddings().weight, before)
+
+
 def test_trajectories_that_are_trained_are_named(update):
     same = trajectories(update, 0.0)
     for trajectory in same:

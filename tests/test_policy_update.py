@@ -117,7 +117,7 @@ def test_imitation_never_trains_a_wrong_answer_or_verdict(started):
     ]
     trajectories = [Trajectory("mixed", "p", "", "", [0], turns), Trajectory("wrong", "p", "", "", [0], turns[:2])]
     for average, weight in (("token", 1.0), ("sequence", 0.5)):
-        examples, _, found = started("recipe=raft", f"objective.average={average}").demonstrations(trajectories, [])
+        examples, _, found = started("recipe=raft", f"objective.average={average}").demonstrations(trajectories)
         assert [example.id for group in examples for example in group] == ["mixed"] and found == {"demonstrations": 1}
         assert examples[0][0].weights == [0, 0, 0, 0, weight, 0, weight]
 

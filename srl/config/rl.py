@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from srl.config.section import Section
 
+Importance = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 PLACE = re.compile(r"(?:attempt|verdict|revision)(?:/[1-9]\d*)?")  # of a weight in objective.kl_by
 
 
@@ -42,11 +43,13 @@ class RlConfig(Section):
         description="Steps that sampling may run ahead of training: there are (this + 1) x prompts slots for groups, each freed "
         "when the weights that its group was trained into are loaded. 0 is synchronous.",
     )
-    importance_cap: float = Field(
-        2.0,
-        gt=0,
-        description="Largest importance weight of a token when another policy sampled it: older weights, or bfloat16 in both.",
+    importance: Importance = Field(
+        "token_truncate",
+        description="What makes up for another policy having sampled a token, older weights or bfloat16 in both: its importance "
+        "weight (`token_`) or the geometric mean of its sequence's (`sequence_`), cut to `importance_cap` (`truncate`), or the "
+        "tokens left out for which it is not between 1 / `importance_cap` and that (`mask`).",
     )
+    importance_cap: float = Field(2.0, ge=1, description="Largest importance weight.")
     evaluate_every: int = Field(5, ge=1, description="Steps between evaluations on the validation problems.")
     patience: int = Field(0, ge=0, description="Evaluations in a row without a better one after which RL stops; 0 never.")
 

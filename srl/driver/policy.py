@@ -33,6 +33,7 @@ from srl.trajectory import Outcome, Trajectory
 
 Metrics = dict[str, float]
 Groups = list[list[Example]]  # examples that stay in one mini-batch
+OWN_EXAMPLES = ("sft", "dpo", "kto")  # losses whose examples have no advantages; any other is a policy gradient
 SELF_ALIGNED = "self_aligned"  # the one reward that needs the policy: it scores the answers once more, without the question
 
 
@@ -64,14 +65,11 @@ class PolicyUpdate:
         by_id = dict(zip((trajectory.id for trajectory in trajectories), self.reward(trajectories), strict=True))
         kept, metrics = apply_filters(trajectories, {"empty": with_tokens, "grader_timeout": judged_in_time, **self.filters})
         rewards = [by_id[trajectory.id] for trajectory in kept]
-        make = {"sft": self.demonstrations, "dpo": self.preferences, "kto": self.judgements}.get(
-            self.config.objective.loss, self.comparisons
-        )
-        examples, loss, found = make(kept, rewards)
-        self.trained = {example.id for group in examples for example in group}
-        if off_policy and make == self.comparisons:
-            examples, gaps = self.made_up_for(examples)
+        examples, loss, found = self.examples(kept, rewards)
+        if off_policy and self.config.objective.loss not in OWN_EXAMPLES:
+            examples, gaps = self.importance_weighted(examples)
             found |= gaps
+        self.trained = {example.id for group in examples for example in group}
         if self.config.objective.consistency:
             self.learners.freeze("previous")
             self.previous = step
@@ -103,14 +101,16 @@ class PolicyUpdate:
                 updates.append(found)
         return updates
 
-    def made_up_for(self, examples: Groups) -> tuple[Groups, Metrics]:
-        """Importance weights from the sampling policy to the current one."""
+    def importance_weighted(self, examples: Groups) -> tuple[Groups, Metrics]:
+        """Importance weights from the sampling policy to the current one; examples of which nothing is left are gone."""
         flat = [example for group in examples for example in group]
         if not flat:
             return examples, {}
-        weighted, gaps = corrected(flat, self.learners.logprobs(flat), self.config.rl.importance_cap)
+        settings = self.config.rl
+        weighted, gaps = corrected(flat, self.learners.logprobs(flat), settings.importance_cap, settings.importance)
         by_id = {example.id: example for example in weighted}
-        return [[by_id[example.id] for example in group] for group in examples], gaps
+        kept = [[by_id[example.id] for example in group if example.id in by_id] for group in examples]
+        return kept, {**gaps, "sampler_dropped": len(flat) - len(weighted)}
 
     def save_state(self, folder: Path) -> None:
         for name, group in self.learner_groups().items():
@@ -153,31 +153,42 @@ class PolicyUpdate:
             trajectory.reward = sum(own)
         return rewards
 
-    def comparisons(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
-        """Policy gradient: an advantage for every sampled token. Groups without any are left out and counted."""
+    def examples(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+        """What is trained on, by prompt, the loss and what is to be told of them."""
+        match self.config.objective.loss:
+            case "sft":
+                return self.demonstrations(trajectories)
+            case "dpo":
+                return self.preferences(trajectories)
+            case "kto":
+                return self.judgements(trajectories)
+        return self.policy_gradient(trajectories, rewards)
+
+    def policy_gradient(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+        """An advantage for every sampled token. Groups without any are left out and counted."""
         objective = self.config.objective
-        weights = [self.kl_factor * kl_weights(t, objective.kl, objective.kl_by) for t in trajectories]
+        kl = [self.kl_factor * kl_weights(t, objective.kl, objective.kl_by) for t in trajectories]
         penalties = None
         if objective.kl_in == "reward" and objective.needs_reference:
-            penalties = [w * kl_t for w, kl_t in zip(weights, self.divergences(trajectories, objective.kl_estimate), strict=True)]
-            weights = [np.zeros_like(weights_t) for weights_t in weights]
+            penalties = [w * kl_t for w, kl_t in zip(kl, self.divergences(trajectories, objective.kl_estimate), strict=True)]
+            kl = [np.zeros_like(weights_t) for weights_t in kl]
         values = self.values(trajectories) if self.critic else None
         credit = self.config.credit
         advantages, returns = assign_credit(credit, self.config.critic, trajectories, rewards, penalties, values)
         by_group: dict[str, list[Example]] = {}
-        speaking = set()
+        with_signal = set()
         for index, trajectory in enumerate(trajectories):
-            columns = {"kl": weights[index]}
+            columns = {"kl": kl[index]}
             if values:
                 columns |= {"values": values[index], "returns": returns[index]}
             example = policy_example(trajectory, advantages[index], weight=self.weight(trajectory), **columns)
             by_group.setdefault(trajectory.prompt_id, []).append(example)
             if np.any(advantages[index]):
-                speaking.add(trajectory.prompt_id)
-        found = {"groups": len(by_group), "groups_without_signal": len(by_group.keys() - speaking)}
-        return [examples for prompt, examples in by_group.items() if prompt in speaking], self.policy_loss(), found
+                with_signal.add(trajectory.prompt_id)
+        found = {"groups": len(by_group), "groups_without_signal": len(by_group.keys() - with_signal)}
+        return [examples for prompt, examples in by_group.items() if prompt in with_signal], self.policy_loss(), found
 
-    def demonstrations(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+    def demonstrations(self, trajectories: list[Trajectory]) -> tuple[Groups, Loss, Metrics]:
         """RAFT: what passed the filters is imitated, but for wrong answers and wrong verdicts (equation 1)."""
         by_group: dict[str, list[Example]] = {}
         for trajectory in trajectories:
@@ -189,7 +200,7 @@ class PolicyUpdate:
         examples = list(by_group.values())
         return examples, sft_loss, {"demonstrations": sum(map(len, examples))}
 
-    def preferences(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+    def preferences(self, trajectories: list[Trajectory]) -> tuple[Groups, Loss, Metrics]:
         """Multi-turn DPO: pairs from the trajectories of each prompt."""
         objective = self.config.objective
         pairs = build_pairs(trajectories, self.pair_rules, objective.share_attempt, self.config.run.seed)
@@ -210,7 +221,7 @@ class PolicyUpdate:
         loss = functools.partial(dpo_loss, eta=objective.beta, label_smoothing=smoothing, nll=objective.nll)
         return examples, loss, found
 
-    def judgements(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
+    def judgements(self, trajectories: list[Trajectory]) -> tuple[Groups, Loss, Metrics]:
         """Multi-turn KTO: right and wrong trajectories one by one."""
         beta = self.config.objective.beta
         z0 = max(0.0, beta * float(np.mean([kl_t.sum() for kl_t in self.divergences(trajectories, "k1")] or [0.0])))
@@ -290,8 +301,7 @@ def recipe_functions(config: Config) -> tuple[dict, dict, dict]:
     rules = {look_up("credit.rewards", name, REWARDS): weight for name, weight in named.items()}
     filters = {name: look_up("rl.filters", name, FILTERS) for name in config.rl.filters}
     pairs = {name: look_up("objective.pairs", name, PAIR_RULES) for name in config.objective.pairs}
-    if config.objective.loss not in ("policy", "sft", "dpo", "kto"):
-        look_up("objective.loss", config.objective.loss, dict.fromkeys(("policy", "sft", "dpo", "kto")))
+    look_up("objective.loss", config.objective.loss, dict.fromkeys(("policy", *OWN_EXAMPLES)))
     return rules, filters, pairs
 
 
