@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from srl.config import Config, ConfigError, load_config
 from srl.driver.cluster import connect
+from srl.learner.actor import Learner
 from srl.learner.batch import Example
 from srl.learner.checkpoint import read_parts
 from srl.learner.group import LearnerGroup, LearnerLost
@@ -104,6 +105,32 @@ def test_every_stage_takes_the_steps_of_one_rank_and_continues_from_its_checkpoi
     assert states[0].keys() == states[1].keys()
     for name, state in states[1].items():
         agrees(states[0][name], state, 1e-2)
+
+
+def test_nothing_of_a_sharded_model_is_whole_when_deepspeed_puts_it_on_the_gpu(config: Config):
+    def watched(learner, *arguments) -> list[int]:
+        """Elements of the parameters that are still whole when DeepSpeed gets a model, which it then puts on the GPU."""
+        import deepspeed
+
+        given, initialize = [], deepspeed.initialize
+
+        def look(model, **settings):
+            given.append(sum(parameter.numel() for parameter in model.parameters()))
+            return initialize(model=model, **settings)
+
+        deepspeed.initialize = look
+        learner.start(*arguments)
+        return given
+
+    learner = config.learner.model_copy(update={"workers": 2, "zero_stage": 3, "cpus": 0.1})
+    changed = config.model_copy(update={"learner": learner})
+    ranks = [ray.remote(Learner).options(num_cpus=0.1).remote(changed, rank, 2) for rank in range(2)]
+    address = ray.get(ranks[0].address.remote(), timeout=60)
+    path = model_folder("embedded")
+    starting = [rank.__ray_call__.remote(watched, path, path, False, address, 0.1, 1.0) for rank in ranks]
+    assert ray.get(starting, timeout=120) == [[0, 0], [0, 0]]  # of the policy and of the reference
+    for rank in ranks:
+        ray.kill(rank)
 
 
 def test_sharded_ranks_with_different_numbers_of_trained_tokens_call_the_output_layer_equally_often(config: Config):

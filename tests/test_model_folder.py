@@ -1,7 +1,8 @@
 """What the learner writes for others to read: a Hugging Face folder, whole or the one before."""
 
+import psutil
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from srl.config import ModelConfig
 from srl.learner.lora import published
@@ -36,3 +37,20 @@ def test_a_critic_keeps_its_head(tmp_path):
     save_folder(critic, state(critic), BASE, tmp_path / "critic")
     assert torch.equal(load_critic(str(tmp_path / "critic"), ModelConfig()).value_head.weight, critic.value_head.weight)
     assert not load_critic(BASE, ModelConfig()).value_head.weight.any()
+
+
+def test_a_model_that_is_not_filled_differs_in_its_weights_alone():
+    filled, empty = load_model(BASE, ModelConfig()), load_model(BASE, ModelConfig(), filled=False)
+    shapes = [{name: (tensor.shape, tensor.dtype) for name, tensor in model.named_parameters()} for model in (filled, empty)]
+    assert shapes[0] == shapes[1]
+    assert empty.get_output_embeddings().weight is empty.get_input_embeddings().weight  # tied
+    buffers = dict(empty.named_buffers())
+    assert buffers and all(torch.equal(buffers[name], tensor) for name, tensor in filled.named_buffers())
+
+
+def test_a_model_that_is_not_filled_reads_no_weights_and_takes_no_memory(tmp_path):
+    Qwen2Config(vocab_size=100_000, hidden_size=1024, num_hidden_layers=4).save_pretrained(tmp_path)  # and no weights
+    before = psutil.Process().memory_info().rss
+    model = load_model(str(tmp_path), ModelConfig(), filled=False)
+    assert sum(parameter.nbytes for parameter in model.parameters()) > 1e9
+    assert psutil.Process().memory_info().rss - before < 1e8

@@ -14,7 +14,7 @@ import torch
 from srl.config import Config
 from srl.learner.batch import Batch, Example, collate
 from srl.learner.checkpoint import read_parts, write_part
-from srl.learner.engine import Engine, frozen, join_ranks, most_of_ranks
+from srl.learner.engine import Engine, frozen, join_ranks, most_of_ranks, needs_weights
 from srl.learner.lora import adapters_off, add_adapters
 from srl.learner.losses import Loss
 from srl.learner.model import TokenLogprobs, as_saved, load_critic, load_model, save_folder
@@ -62,7 +62,7 @@ class Learner:
         if not learner.gpus:
             torch.set_num_threads(learner.threads)
         torch.manual_seed(self.config.run.seed)
-        module = load_critic(path, self.config.model) if critic else self._logprobs(path)
+        module = load_critic(path, self.config.model, needs_weights(self.config)) if critic else self._logprobs(path)
         if learner.lora_rank:
             add_adapters(module.model, learner.lora_rank, learner.lora_alpha, learner.lora_targets)
         if learner.gradient_checkpointing:
@@ -78,7 +78,7 @@ class Learner:
         return frozen(self._logprobs(path), self.config, self.device)
 
     def _logprobs(self, path: str) -> TokenLogprobs:
-        return TokenLogprobs(load_model(path, self.config.model), most_of_ranks(self.config))
+        return TokenLogprobs(load_model(path, self.config.model, needs_weights(self.config)), most_of_ranks(self.config))
 
     def _without_adapters(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with adapters_off(self.engine.module):

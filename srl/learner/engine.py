@@ -47,6 +47,25 @@ def most_of_ranks(config: Config) -> Callable[[int], int]:
     return most
 
 
+def needs_weights(config: Config) -> bool:
+    """Whether a model must have its weights before it is handed over here: not where rank 0's are spread over all ranks."""
+    return zero_stage(config) < 3 or torch.distributed.get_rank() == 0
+
+
+def spread(module: nn.Module, settings: dict) -> None:
+    """Under ZeRO 3: each rank keeps its share of rank 0's weights, one parameter after the other.
+
+    DeepSpeed by itself puts the whole model on every GPU first, where a large one has no room.
+    """
+    import deepspeed
+
+    deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+    device = deepspeed.get_accelerator().current_device_name()
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+        torch.distributed.broadcast(buffer.data, 0)
+
+
 class Engine:
     """Every method that touches weights is a collective: all ranks call it in the same order."""
 
@@ -58,11 +77,11 @@ class Engine:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # The learning rate is set before each step.
         adam = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.95))
+        settings = deepspeed_config(config, weight_decay, clip)
+        if self.stage == 3:
+            spread(module, settings)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=None if offload else adam,
-            model_parameters=trained,
-            config=deepspeed_config(config, weight_decay, clip),
+            model=module, optimizer=None if offload else adam, model_parameters=trained, config=settings
         )
         self.device = self.engine.device
 
@@ -232,8 +251,9 @@ def frozen(module: nn.Module, config: Config, device: torch.device) -> nn.Module
         return module.to(device)
     import deepspeed
 
-    settings = deepspeed_config(config, 0.0, 0.0)
-    return deepspeed.initialize(model=module, config={key: value for key, value in settings.items() if key != "optimizer"})[0]
+    settings = {key: value for key, value in deepspeed_config(config, 0.0, 0.0).items() if key != "optimizer"}
+    spread(module, settings)
+    return deepspeed.initialize(model=module, config=settings)[0]
 
 
 def zero_stage(config: Config) -> int:

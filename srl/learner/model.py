@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.initialization import no_init_weights
 
 from srl.config import Config, ConfigError, ModelConfig
 from srl.learner.batch import Batch
@@ -96,9 +97,9 @@ def token_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor)
     return chosen, entropy
 
 
-def load_critic(path: str, config: ModelConfig) -> TokenValues:
-    """The model at `path` with the value head saved beside it, or a new one."""
-    critic = TokenValues(load_model(path, config))
+def load_critic(path: str, config: ModelConfig, filled: bool = True) -> TokenValues:
+    """The model at `path` with the value head saved beside it, or a new one; see `load_model`."""
+    critic = TokenValues(load_model(path, config, filled))
     if (head := Path(path) / VALUE_HEAD).exists():
         critic.load_state_dict(load_file(head), strict=False)
     return critic
@@ -111,18 +112,21 @@ def check_family(path: str, setting: str) -> None:
         raise ConfigError(f"{setting}={path}: a {kind} model cannot be trained here, only {', '.join(sorted(FAMILIES))}")
 
 
-def load_model(path: str, config: ModelConfig) -> nn.Module:
-    """For training, without dropout. Raises ConfigError with the folder and what is wrong with it."""
+def load_model(path: str, config: ModelConfig, filled: bool = True) -> nn.Module:
+    """For training, without dropout. If not `filled`, the weights are memory that nothing was written to and that costs nothing.
+
+    Raises ConfigError with the folder and what is wrong with it.
+    """
+    kind = {"dtype": getattr(torch, config.dtype), "attn_implementation": ATTENTION, "trust_remote_code": False}
     try:
         check_family(path, "model.path")
-        # Safetensors hold no code; pickled weights and modules beside a model do.
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=ATTENTION,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        if filled:
+            # Safetensors hold no code; pickled weights and modules beside a model do.
+            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **kind)
+        else:
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False), **kind)
+            model.tie_weights()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"model.path={path}: no model can be loaded from it: {first_line(error)}") from None
 
