@@ -185,13 +185,14 @@ def test_a_kl_below_its_target_lowers_its_weight_and_one_above_raises_it(started
 def test_while_the_critic_warms_up_the_policy_stays(started):
     update = started("recipe=ppo", "critic.warmup_steps=1")
     trajectories = sampled(update.learners, prompts=8, members=6, seed=0)
-    assert "loss" not in update.step(trajectories, 0, 0.5)
+    alone = update.step(trajectories, 0, 0.5)
+    assert "loss" not in alone and alone["optimizer_steps"] == 0  # so that no weights are sent, and none age
     assert not update.learners.logits.any() and update.critic.logits.item() != 0
     assert "loss" in update.step(trajectories, 1, 0.5) and update.learners.logits.any()
 
 
 def test_groups_without_signal_are_left_out_and_counted(started):
-    update = started("recipe=grpo", "rl.mini_batches=1")
+    update = started("recipe=grpo", "rl.mini_batches=1", "objective.kl=0")
     trajectories = sampled(update.learners, prompts=2, members=6, seed=0)
     for trajectory in trajectories[:6]:
         trajectory.turns[0].outcome = Outcome.INCORRECT
@@ -202,8 +203,23 @@ def test_groups_without_signal_are_left_out_and_counted(started):
     assert update.learners.calls == [[trajectory.id for trajectory in trajectories[6:]]]
 
 
+@pytest.mark.parametrize("setting", ["objective.kl=1", "objective.entropy=0.5"])
+def test_groups_without_signal_are_trained_towards_the_reference_and_to_stay_open(started, setting):
+    """Four arms of which one has nearly all of the probability, and every answer is wrong."""
+    update = started("recipe=grpo", "rl.mini_batches=1", "objective.kl=0", setting)
+    update.learners.logits = torch.tensor([2.0, 0.0, 0.0, 0.0], requires_grad=True)
+    before = update.learners.logits.detach().softmax(0).max()
+    for step in range(4):
+        trajectories = sampled(update.learners, prompts=8, members=6, seed=step)
+        for trajectory in trajectories:
+            trajectory.turns[0].outcome = Outcome.INCORRECT
+        metrics = update.step(trajectories, step, 0.5)
+        assert (metrics["groups_without_signal"], metrics["optimizer_steps"]) == (8, 1)
+    assert update.learners.logits.detach().softmax(0).max() < before - 0.05
+
+
 def test_a_step_in_which_nothing_can_be_learned_changes_nothing(started):
-    for recipe in ("grpo", "dpo", "single-turn-raft"):
+    for recipe in ("dapo", "dpo", "single-turn-raft"):
         update = started(f"recipe={recipe}")
         trajectories = sampled(update.learners, prompts=2, members=3, seed=0)
         for trajectory in trajectories:
@@ -214,7 +230,7 @@ def test_a_step_in_which_nothing_can_be_learned_changes_nothing(started):
 def test_only_what_a_loss_sees_counts_as_trained(started):
     """Prompt 0 has one right answer of three, prompt 1 none, prompt 2 is right throughout."""
     expected = {
-        "grpo": {"0": 3},
+        "grpo": {"0": 3, "1": 3, "2": 3},  # the KL is of all
         "dpo": {"0": 2},  # one pair; without a pair there is nothing to prefer
         "kto": {"0": 3, "1": 3, "2": 3},
         "single-turn-raft": {"0": 1, "2": 3},

@@ -112,6 +112,8 @@ class Pool:
 class Update:
     """Learner and policy update in one."""
 
+    first_step = 0
+
     def __init__(self, world: World, pool: Pool):
         self.world, self.value, self.ages, self.learners = world, 1.0, [], self
         self.trained: set[str] = set()
@@ -349,6 +351,26 @@ def test_two_losses_at_any_moments_cost_no_prompt_and_sample_nothing_that_no_ste
         later = [moment for moment in ends_well(first) if moment > first]
         for second in later[:3]:
             ends_well(first, second)
+
+
+def test_while_a_critic_learns_alone_no_weights_are_sent_nothing_ages_and_the_rate_is_not_warmed_up(tmp_path):
+    class Critic(Update):
+        first_step = 2
+
+        def step(self, trajectories, step, *others):
+            found = super().step(trajectories, step, *others)
+            return found | {"optimizer_steps": int(step >= self.first_step)}
+
+    (tmp_path / "checkpoints").mkdir()
+    overrides = [f"rl.steps={STEPS}", f"rl.prompts={PROMPTS}", "rl.group=2", "rl.mini_batches=1", "rl.ahead=1"]
+    config = load_config(None, [*overrides, "rl.warmup_steps=1", "rl.learning_rate=1.0"])
+    session = Session(config, tmp_path, World(), 0)
+    update = Critic(session.world, session.pool())
+    rl.train(Training(session, update, PROBLEMS, [], lambda text: None))
+    records = [record for record in read_lines(tmp_path / "metrics.jsonl") if record["phase"] == "rl"]
+    assert [record["learning_rate"] for record in records] == [0.5, 0.5, 0.5, 1, 1, 1]
+    assert ["sync_bytes" in record for record in records] == [False, False, True, True, True, True]
+    assert update.ages == [False, False, False, True, True, True]
 
 
 @pytest.mark.parametrize(("ahead", "life"), [(0, "rl"), (1, "rl1")])

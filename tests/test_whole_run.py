@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     "stage1.prompts=60", "stage1.block=20", "stage1.attempts=3", "stage1.verdicts=2", "sft.epochs=1", "rl.steps=2",
     "rl.prompts=8", "rl.group=4", "rl.evaluate_every=2", "evaluate.problems=40",
-    "evaluate.validation_problems=16", "evaluate.samples_kept=5",
+    "evaluate.validation_problems=16", "evaluate.samples_kept=5", "objective.kl=0.001",
 ]  # fmt: skip
 
 

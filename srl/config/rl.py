@@ -107,7 +107,12 @@ class ObjectiveConfig(Section):
     clip_high: float = Field(0.2, gt=0, description="Upper clip of the probability ratio is 1 + this.")
     dual_clip: float = Field(0.0, ge=0, description="Bound of the loss at negative advantages, in advantages; 0 for none.")
     entropy: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    kl: float = Field(0.001, ge=0, description="eta: weight of the KL to the reference, per token.")
+    kl: float = Field(
+        0.001,
+        ge=0,
+        description="eta: weight of the KL to the reference, per token. At 0 there is no reference, and groups whose members all "
+        "get the same reward are not trained.",
+    )
     kl_by: dict[str, float] = Field(
         {}, description="Other weights of the KL for a kind of turn or its position: `attempt/1: 0.1` (SCoRe), `verdict: 0`."
     )

@@ -55,7 +55,12 @@ class PolicyUpdate:
             self.critic = LearnerGroup(config, start, None, rl.weight_decay, rl.gradient_clip, critic=True)
         self.kl_factor = 1.0
         self.previous: int | None = None  # the step whose policy, before its update, is kept for CREAM
-        self.trained: set[str] = set()  # trajectories of the last step that the loss saw
+        self.trained: set[str] = set()  # trajectories of the last step that a loss saw
+
+    @property
+    def first_step(self) -> int:
+        """Of the policy: in those before, the critic learns alone."""
+        return self.config.critic.warmup_steps if self.critic else 0
 
     def step(self, trajectories: list[Trajectory], step: int, learning_rate: float, off_policy: bool = False) -> Metrics:
         """Set every trajectory's reward and train on them; metrics are means over the optimizer steps.
@@ -80,10 +85,11 @@ class PolicyUpdate:
         means = mean_metrics(updates)
         if self.config.objective.kl_target and "kl" in means:
             self.kl_factor = adapted(self.kl_factor, means["kl"], self.config.objective.kl_target)
-        return {**metrics, **found, "kl_factor": self.kl_factor, "optimizer_steps": len(updates), **means}
+        steps = len(updates) if step >= self.first_step else 0
+        return {**metrics, **found, "kl_factor": self.kl_factor, "optimizer_steps": steps, **means}
 
     def train(self, examples: Groups, loss: Loss, step: int, learning_rate: float) -> list[Metrics]:
-        """Metrics of each optimizer step of the policy; the critic takes one on the same examples before it."""
+        """Metrics of each optimizer step; where there is a critic it takes one on the same examples before the policy."""
         settings, updates = self.config.rl, []
         for _ in range(settings.epochs):
             for batch in mini_batches(examples, settings.mini_batches):
@@ -94,7 +100,7 @@ class PolicyUpdate:
                     found = {
                         f"critic_{name}": value for name, value in learned.items() if name not in ("entropy", "trained_tokens")
                     }
-                if not self.critic or step >= self.config.critic.warmup_steps:
+                if step >= self.first_step:
                     found |= self.learners.train(batch, loss, learning_rate)
                 if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
                     raise FloatingPointError(f"RL step {step}, optimizer step {len(updates)}: {', '.join(wrong)} not finite")
@@ -165,7 +171,7 @@ class PolicyUpdate:
         return self.policy_gradient(trajectories, rewards)
 
     def policy_gradient(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
-        """An advantage for every sampled token. Groups without any are left out and counted."""
+        """An advantage for every sampled token. Groups without signal are counted, and left out where nothing else is learned."""
         objective = self.config.objective
         kl = [self.kl_factor * kl_weights(t, objective.kl, objective.kl_by) for t in trajectories]
         penalties = None
@@ -176,7 +182,7 @@ class PolicyUpdate:
         credit = self.config.credit
         advantages, returns = assign_credit(credit, self.config.critic, trajectories, rewards, penalties, values)
         by_group: dict[str, list[Example]] = {}
-        with_signal = set()
+        with_signal, learned = set(), set()
         for index, trajectory in enumerate(trajectories):
             columns = {"kl": kl[index]}
             if values:
@@ -185,8 +191,10 @@ class PolicyUpdate:
             by_group.setdefault(trajectory.prompt_id, []).append(example)
             if np.any(advantages[index]):
                 with_signal.add(trajectory.prompt_id)
+            if np.any(advantages[index]) or np.any(kl[index]) or objective.entropy:
+                learned.add(trajectory.prompt_id)
         found = {"groups": len(by_group), "groups_without_signal": len(by_group.keys() - with_signal)}
-        return [examples for prompt, examples in by_group.items() if prompt in with_signal], self.policy_loss(), found
+        return [examples for prompt, examples in by_group.items() if prompt in learned], self.policy_loss(), found
 
     def demonstrations(self, trajectories: list[Trajectory]) -> tuple[Groups, Loss, Metrics]:
         """RAFT: what passed the filters is imitated, but for wrong answers and wrong verdicts (equation 1)."""

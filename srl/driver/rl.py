@@ -18,6 +18,7 @@ from srl.driver.resume import checkpoints, forget_after, load, restore_best, sav
 from srl.driver.sampling import sample_extra
 from srl.driver.selection import Selection
 from srl.driver.session import Session
+from srl.driver.versions import PolicyVersions
 from srl.evaluation.metrics import summarise
 from srl.learner.batch import policy_example
 from srl.learner.correction import policy_age
@@ -89,9 +90,7 @@ class Training:
         self.flow = Flow(session, Stream(problems, session.config.run.seed), self.ledger)
         self.selection = Selection(settings.patience)
         self.store = checkpoints(session.config, session.run.path)
-        self.step, self.version = 0, 0
-        self.updates = 0  # of the policy that the workers hold
-        self.updates_of: dict[int, int] = {}  # by weight version; the same policy may be sent again under another one
+        self.step, self.versions = 0, PolicyVersions()
         self.history: list[dict[str, Any]] = []
         self.taken: dict[int, list[Trajectory]] = {}
         self.previous: Bundle | None = None
@@ -138,9 +137,9 @@ class Training:
     def load(self, folder: Path) -> None:
         """The checkpoint's state, also of the ledger; whether the flow still fits is for the caller to say."""
         self.step, version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
-        self.version = max(self.version, version)
+        self.versions.go_on_after(version)
         if self.previous is not None:
-            self.updates_of[self.previous.version] = self.updates - 1
+            self.versions.update_of[self.previous.version] = self.versions.update - 1
         self.history = forget_after(self.session.run, self.step)
 
     def shake_hands(self) -> None:
@@ -180,8 +179,9 @@ class Training:
         extra = sample_extra(self.session, trajectories)
         self.rest()
         clock.lap("reward_s")
-        rate = settings.learning_rate * schedule(self.step, settings.steps, settings.warmup_steps, decay=False)
-        age = policy_age(trajectories, {version: abs(self.updates - old) for version, old in self.updates_of.items()})
+        trained = max(0, self.step - self.update.first_step)
+        rate = settings.learning_rate * schedule(trained, settings.steps, settings.warmup_steps, decay=False)
+        age = policy_age(trajectories, self.versions.ages())
         off_policy = age["policy_age_max"] > 0 or self.session.config.model.dtype == "bfloat16"
         updated = {**self.update.step(trajectories + extra, self.step, rate, off_policy), **age}
         clock.lap("learner_s")
@@ -205,13 +205,12 @@ class Training:
         """Every rollout worker holds the learners' weights, `changed` or not. Seconds and bytes of the parts of the way."""
         self.rest()
         started = time.monotonic()
-        self.version = max(self.version, self.session.pool().version) + 1
-        self.updates_of[self.version] = self.updates + changed
-        weights = self.update.learners.publish(self.version)
+        self.versions.go_on_after(self.session.pool().version)
+        weights = self.update.learners.publish(self.versions.next(changed))
         sent = time.monotonic()
         parts = self.session.pool().load_weights(weights)
         done = time.monotonic()
-        self.updates += changed
+        self.versions.arrived()
         parts |= {"wait": done - sent - parts.get("transfer", 0.0) - parts.get("load", 0.0), "all": done - started}
         parts |= weights.seconds
         return {**{f"sync_{name}_s": round(value, 4) for name, value in parts.items()}, "sync_bytes": weights.size}
@@ -245,7 +244,7 @@ class Training:
 
     def save(self) -> None:
         best = self.session.run.file("checkpoints/rl")
-        save(self.store, self.step, self.version, self.update, self.ledger, self.selection, self.previous, best)
+        save(self.store, self.step, self.versions.newest, self.update, self.ledger, self.selection, self.previous, best)
 
 
 def start_folder(config: Config, run: Path) -> str:
