@@ -175,6 +175,7 @@ def test_a_wrong_value_is_shown_with_its_field(override, message):
             ["learner.transfer=broadcast", "rollout.colocate=true", "rl.previous_share=0.5"],
             "learner.transfer=broadcast does not go with rl.previous_share=0.5, rollout.colocate=True",
         ),
+        (["recipe=raft", "rl.refill=2"], "rl.refill=2: objective.loss=sft trains groups that agree, too"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named_together(overrides, message):

@@ -218,6 +218,17 @@ def test_groups_without_signal_are_trained_towards_the_reference_and_to_stay_ope
     assert update.learners.logits.detach().softmax(0).max() < before - 0.05
 
 
+def test_a_group_has_signal_when_the_rewards_of_its_members_differ(started):
+    group = sampled(started("recipe=dapo").learners, prompts=1, members=3, seed=0)
+    for outcomes, signal in (("ccc", False), ("www", False), ("cwc", True)):
+        for trajectory, letter in zip(group, outcomes, strict=True):
+            trajectory.turns[0].outcome = Outcome.CORRECT if letter == "c" else Outcome.INCORRECT
+        assert started("recipe=dapo").has_signal(group) is signal
+    for trajectory in group:
+        trajectory.turns[0].outcome = Outcome.CORRECT
+    assert started("recipe=self-aligned").has_signal(group)  # also rewarded for what the policy itself thinks
+
+
 def test_a_step_in_which_nothing_can_be_learned_changes_nothing(started):
     for recipe in ("dapo", "dpo", "single-turn-raft"):
         update = started(f"recipe={recipe}")

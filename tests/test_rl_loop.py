@@ -130,6 +130,9 @@ class Update:
             self.value = 0.9 * self.value + 0.01 * trajectory.turns[0].logprobs[0]
         return {"optimizer_steps": 1, "groups": 1, "groups_without_signal": 0, "version": version}
 
+    def has_signal(self, group: list[Trajectory]) -> bool:
+        return int(group[0].id.split("/")[1]) % 3 > 0
+
     def publish(self, version: int) -> Bundle:
         self.world.tick(learner=True)
         return Bundle(version, self.value, 8, {"gather": 0.0, "pack": 0.0})
@@ -225,9 +228,10 @@ def play(
     return update
 
 
-def killed(folder: Path, ahead: int, moment: int, seed: int = 0) -> bool:
+def killed(folder: Path, ahead: int, moment: int, seed: int = 0, more=()) -> bool:
     """Play in a process that is killed at that moment; whether it lived so long."""
-    child = multiprocessing.get_context("fork").Process(target=play, args=(folder, ahead, World(moment), seed))
+    settings = {"seed": seed, "more": more}
+    child = multiprocessing.get_context("fork").Process(target=play, args=(folder, ahead, World(moment)), kwargs=settings)
     child.start()
     child.join(60)
     assert child.exitcode in (0, -signal.SIGKILL)
@@ -351,6 +355,58 @@ def test_two_losses_at_any_moments_cost_no_prompt_and_sample_nothing_that_no_ste
         later = [moment for moment in ends_well(first) if moment > first]
         for second in later[:3]:
             ends_well(first, second)
+
+
+def outcomes(folder: Path) -> list[dict[str, list[int]]]:
+    """Positions by what became of them, step by step."""
+    steps = []
+    for line in read_lines(folder / "ledger.jsonl"):
+        steps.append({"replaced": [], "taken": []})
+        for group in line["groups"]:
+            steps[-1]["replaced" if group["outcome"] == "replaced" else "taken"].append(group["position"])
+    return steps
+
+
+def test_groups_without_signal_are_replaced_by_the_next_of_the_stream_as_often_as_is_allowed(tmp_path):
+    """Those at multiples of 3 have none."""
+    for refill, first, second in (
+        (0, {"replaced": [], "taken": [0, 1, 2]}, {"replaced": [], "taken": [3, 4, 5]}),
+        (1, {"replaced": [0], "taken": [1, 2, 3]}, {"replaced": [6], "taken": [4, 5, 7]}),
+        (5, {"replaced": [0, 3], "taken": [1, 2, 4]}, {"replaced": [6], "taken": [5, 7, 8]}),
+    ):
+        folder = tmp_path / str(refill)
+        folder.mkdir()
+        play(folder, 0, World(), more=[f"rl.refill={refill}"])
+        steps = outcomes(folder)
+        assert steps[:2] == [first, second] and [len(step["taken"]) for step in steps] == [PROMPTS] * STEPS
+        counts = [record.get("groups_replaced") for record in read_lines(folder / "metrics.jsonl") if record["phase"] == "rl"]
+        assert counts == ([len(step["replaced"]) for step in steps] if refill else [None] * STEPS)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_also_with_replaced_groups_every_prompt_counts_once_whatever_is_killed_or_lost(tmp_path_factory, ahead):
+    more = ["rl.refill=5"]
+
+    def complete(folder: Path) -> None:
+        steps = outcomes(folder)
+        assert [len(step["taken"]) for step in steps] == [PROMPTS] * STEPS
+        assert all(position % 3 for step in steps for position in step["taken"])
+        assert sorted(trained(folder)) == list(range(len(trained(folder))))
+
+    alone = tmp_path_factory.mktemp("alone")
+    world = World()
+    value = play(alone, ahead, world, more=more).value
+    complete(alone)
+    for moment in range(3, world.count, world.count // 12):
+        folder = tmp_path_factory.mktemp("killed")
+        assert killed(folder, ahead, moment, more=more)
+        assert ahead or play(folder, ahead, World(), seed=moment, more=more).value == value
+        play(folder, ahead, World(), more=more)
+        complete(folder)
+    for moment in world.asked[:: len(world.asked) // 8]:
+        folder = tmp_path_factory.mktemp("lost")
+        assert play(folder, ahead, World(lost=frozenset({moment})), more=more).value == value or ahead
+        complete(folder)
 
 
 def test_while_a_critic_learns_alone_no_weights_are_sent_nothing_ages_and_the_rate_is_not_warmed_up(tmp_path):

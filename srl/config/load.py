@@ -71,6 +71,8 @@ class Config(Section):
             )
         if self.rl.prompts % self.rl.mini_batches:
             raise ValueError(f"rl.prompts={self.rl.prompts} is not a multiple of rl.mini_batches={self.rl.mini_batches}")
+        if self.rl.refill and self.objective.loss in ("sft", "kto"):
+            raise ValueError(f"rl.refill={self.rl.refill}: objective.loss={self.objective.loss} trains groups that agree, too")
         if self.learner.lora_rank and (self.rl.reference_every or self.objective.consistency):
             raise ValueError(
                 f"learner.lora_rank={self.learner.lora_rank}: the reference is the model without adapters, which stays; "

@@ -19,6 +19,12 @@ class RlConfig(Section):
     prompts: int = Field(48, ge=1, description="Problems per step.")
     group: int = Field(8, ge=1, description="Trajectories per problem.")
     filters: list[str] = Field([], description="Which trajectories are trained on: names of srl/pipelines/filters.py, in order.")
+    refill: int = Field(
+        0,
+        ge=0,
+        description="How often in a step groups whose members all get the same reward are replaced by groups of further problems "
+        "(DAPO's dynamic sampling); what is left of them after that is trained as ever.",
+    )
     extra: Literal["none", "verification", "restart"] = Field(
         "none",
         description="Further groups that start from this step's attempts: `verification` asks for a verdict on one "

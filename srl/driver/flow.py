@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from srl.driver.ledger import Ledger, Stream
 from srl.driver.sampling import new_group, sample_mixed
@@ -9,6 +10,7 @@ from srl.driver.session import Session
 from srl.trajectory import StopReason, Trajectory
 from srl.weights.bundle import Bundle
 
+REPLACED = "replaced"  # what became of a position whose group taught nothing
 WAIT_S = 5.0  # between two looks at the deadline
 
 
@@ -20,8 +22,12 @@ class Flow:
         self.sampled: dict[int, list[Trajectory]] = {}
         self.waiting: deque[list[Trajectory]] = deque()
         self.life = 0  # a group that was begun before a restart comes back under an id of an earlier life
-        settings = session.config.rl
-        self.end = settings.steps * settings.prompts
+
+    @property
+    def end(self) -> int:
+        """Positions of the stream that all steps take."""
+        settings = self.session.config.rl
+        return settings.steps * settings.prompts + self.ledger.settled[REPLACED]
 
     def admit(self, step: int, previous: Bundle | None = None) -> None:
         """Begin a group for each free slot. With `previous`, part of each is sampled by those weights, here and now."""
@@ -55,6 +61,10 @@ class Flow:
     def put_back(self, groups: dict[int, list[Trajectory]]) -> None:
         """Taken, but not trained."""
         self.sampled |= groups
+
+    def replace(self, positions: Iterable[int]) -> None:
+        """These were taken and will not be trained: as many more of the stream are admitted next."""
+        self.ledger.settle(dict.fromkeys(positions, REPLACED))
 
     def take(self, step: int) -> dict[int, list[Trajectory]]:
         """The groups that this step trains, by position, in order; waits until they are sampled.

@@ -53,7 +53,7 @@ class Ledger:
         return ready[:wanted]
 
     def settle(self, outcomes: dict[int, str]) -> None:
-        """These positions are done with, each with its outcome: trained, filtered or failed."""
+        """These positions are done with, each with its outcome: trained, filtered, failed, or replaced by another position."""
         for position, outcome in outcomes.items():
             del self.in_flight[position]
             self.settled[outcome] += 1

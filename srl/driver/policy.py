@@ -159,6 +159,13 @@ class PolicyUpdate:
             trajectory.reward = sum(own)
         return rewards
 
+    def has_signal(self, group: Sequence[Trajectory]) -> bool:
+        """Whether the rewards of its members differ."""
+        if SELF_ALIGNED in self.config.credit.rewards:
+            return True  # no two of them are the same
+        totals = [sum(turn_rewards(trajectory, self.rules)) for trajectory in group]
+        return not math.isclose(min(totals), max(totals), abs_tol=1e-9)
+
     def examples(self, trajectories: list[Trajectory], rewards: Rewards) -> tuple[Groups, Loss, Metrics]:
         """What is trained on, by prompt, the loss and what is to be told of them."""
         match self.config.objective.loss:

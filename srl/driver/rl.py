@@ -11,26 +11,26 @@ from typing import Any
 
 from srl.config import Config, ConfigError
 from srl.driver.evaluate import run_protocol
-from srl.driver.flow import Flow, has_failed
+from srl.driver.flow import REPLACED, Flow, has_failed
 from srl.driver.ledger import Ledger, Stream
 from srl.driver.policy import PolicyUpdate, logprobs
 from srl.driver.resume import checkpoints, forget_after, load, restore_best, save
 from srl.driver.sampling import sample_extra
 from srl.driver.selection import Selection
 from srl.driver.session import Session
+from srl.driver.step_record import Clock, step_line, step_metrics
 from srl.driver.versions import PolicyVersions
 from srl.evaluation.metrics import summarise
 from srl.learner.batch import policy_example
 from srl.learner.correction import policy_age
 from srl.learner.group import LearnerLost
 from srl.learner.schedule import schedule
-from srl.observe.alarms import alarms, behaviour, error_by_problem, remember
+from srl.observe.alarms import alarms, remember
 from srl.observe.run_directory import append_line
 from srl.protocols.chat import model_folder
-from srl.reward.rules import final_outcome
 from srl.rollout.fleet import WeightsLost
 from srl.tasks.problems import Problem
-from srl.trajectory import Outcome, Trajectory
+from srl.trajectory import Trajectory
 from srl.weights.bundle import Bundle
 
 HANDS = 4  # trajectories of the handshake
@@ -93,6 +93,7 @@ class Training:
         self.step, self.versions = 0, PolicyVersions()
         self.history: list[dict[str, Any]] = []
         self.taken: dict[int, list[Trajectory]] = {}
+        self.refills, self.replaced = 0, {}  # of this step: how often groups were replaced, and which, by position
         self.previous: Bundle | None = None
 
     def begin(self) -> None:
@@ -131,6 +132,7 @@ class Training:
             self.flow.put_back(self.taken)
         else:
             self.flow.new_life(self.step)
+            self.refills, self.replaced = 0, {}
         self.taken = {}
         self.publish()
 
@@ -169,13 +171,10 @@ class Training:
     def one_step(self) -> None:
         """Sample, grade, update, send the weights back, measure, save."""
         clock, settings = Clock(), self.session.config.rl
-        self.flow.admit(self.step, self.previous)
-        self.taken = self.flow.take(self.step)
+        self.sample(clock)
         trajectories = [t for group in self.taken.values() if not has_failed(group) for t in group]
         if not trajectories:
             raise RuntimeError(f"step {self.step + 1}: none of {len(self.taken)} groups could be sampled")
-        clock.lap("rollout_s")
-        self.session.grade(trajectories)
         extra = sample_extra(self.session, trajectories)
         self.rest()
         clock.lap("reward_s")
@@ -189,6 +188,7 @@ class Training:
             self.previous = self.session.pool().fleet.weights if settings.previous_share else None
             updated |= self.publish(changed=updated["optimizer_steps"] > 0)
         clock.lap("weights_s")
+        updated |= {"groups_replaced": len(self.replaced)} if settings.refill else {}
         self.settle()
         metrics = step_metrics(trajectories, updated, clock, rate, self.session.pool().version)
         metrics |= {f"rollout_{name}": count for name, count in self.session.pool().metrics().items()}
@@ -200,6 +200,27 @@ class Training:
         # With a new best policy there is a checkpoint that knows of it: after a kill its step may come out otherwise.
         if better or self.step % self.session.config.learner.checkpoint_every == 0 or self.finished():
             self.save()
+
+    def sample(self, clock: Clock) -> None:
+        """Take this step's groups, graded; those without signal are replaced, `rl.refill` times at most."""
+        graded: set[int] = set()
+        while True:
+            self.flow.admit(self.step, self.previous)
+            self.taken = self.flow.take(self.step)
+            clock.lap("rollout_s")
+            whole = {position: group for position, group in self.taken.items() if not has_failed(group)}
+            self.session.grade([t for position, group in whole.items() if position not in graded for t in group])
+            graded |= whole.keys()
+            clock.lap("reward_s")
+            if self.refills == self.session.config.rl.refill:
+                return
+            if not (silent := {position: group for position, group in whole.items() if not self.update.has_signal(group)}):
+                return
+            self.refills += 1
+            self.replaced |= silent
+            self.flow.replace(silent)
+            self.flow.put_back({position: group for position, group in self.taken.items() if position not in silent})
+            self.taken = {}
 
     def publish(self, changed: bool = False) -> dict[str, float]:
         """Every rollout worker holds the learners' weights, `changed` or not. Seconds and bytes of the parts of the way."""
@@ -222,14 +243,15 @@ class Training:
 
     def settle(self) -> None:
         """The slots of what was trained are free, and the ledger's file says what became of each prompt."""
-        outcomes = {}
+        outcomes = dict.fromkeys(self.replaced, REPLACED)
         for position, group in self.taken.items():
             trained = any(trajectory.id in self.update.trained for trajectory in group)
             outcomes[position] = "failed" if has_failed(group) else "trained" if trained else "filtered"
-        lines = [{"position": p, "prompt": self.taken[p][0].prompt_id, "outcome": o} for p, o in outcomes.items()]
+        groups = self.replaced | self.taken
+        lines = [{"position": p, "prompt": groups[p][0].prompt_id, "outcome": o} for p, o in outcomes.items()]
         append_line(self.session.run.file("ledger.jsonl"), {"phase": "rl", "step": self.step, "groups": lines})
-        self.ledger.settle(outcomes)
-        self.taken = {}
+        self.ledger.settle({position: outcomes[position] for position in self.taken})
+        self.taken, self.refills, self.replaced = {}, 0, {}
 
     def validate(self) -> bool:
         """Measure the policy that the workers hold; keep it if it is the best so far, and say whether it is."""
@@ -265,18 +287,6 @@ def tell_alarms(session: Session, history: list[dict[str, Any]], metrics: dict[s
             session.run.record("alarm", metrics["step"], name=name, meaning=meaning, during="rl")
 
 
-class Clock:
-    """Seconds of the parts of a step."""
-
-    def __init__(self) -> None:
-        self.started = self.last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name], self.last = round(now - self.last, 3), now
-
-
 def validate(session: Session, problems: list[Problem], step: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure the policy that the workers hold; the row that is recorded."""
     started = time.monotonic()
@@ -286,52 +296,3 @@ def validate(session: Session, problems: list[Problem], step: int, say: Callable
     session.run.record("rl-validation", step, **kept, seconds=round(time.monotonic() - started, 3))
     say(f"step {step:>3}  validation: turn 1 {row['turn1']:.1f}  final {row['final']:.1f}  delta {row['delta']:+.1f}")
     return row
-
-
-def step_metrics(
-    trajectories: list[Trajectory], updated: dict[str, float], clock: Clock, learning_rate: float, version: int
-) -> dict[str, Any]:
-    """One flat record of a step. Losses and ratios are means over its optimizer steps; accuracies are per cent."""
-    count = len(trajectories)
-    tokens = sum(trajectory.sampled_tokens() for trajectory in trajectories)
-    seconds = time.monotonic() - clock.started
-    right = [turn.outcome is Outcome.CORRECT for trajectory in trajectories for turn in trajectory.answers()[:1]]
-    stops: dict[str, int] = {}
-    for trajectory in trajectories:
-        stops[f"stop_{trajectory.stop_reason}"] = stops.get(f"stop_{trajectory.stop_reason}", 0) + 1
-    if groups := updated.get("groups"):
-        updated["silent_share"] = 100 * updated["groups_without_signal"] / groups
-    reward = sum(trajectory.reward for trajectory in trajectories) / count
-    return {
-        "reward": reward,
-        "turn1": 100 * sum(right) / count,
-        "final": 100 * sum(final_outcome(trajectory) for trajectory in trajectories) / count,
-        "tokens": tokens,
-        "tokens_per_trajectory": tokens / count,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": tokens / seconds,
-        "learning_rate": learning_rate,
-        "weight_version": version,
-        **clock.laps,
-        **stops,
-        **behaviour(trajectories),
-        **error_by_problem(trajectories),
-        **updated,
-    }
-
-
-def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
-    return (
-        f"step {step + 1:>3}/{steps}  turn 1 {metrics['turn1']:5.1f}  final {metrics['final']:5.1f}  "
-        f"kl {metrics.get('kl', 0.0):.4f}  entropy {metrics.get('entropy', 0.0):.3f}  "
-        f"{signal(metrics)}  "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['seconds']:.1f} s"
-    )
-
-
-def signal(metrics: dict[str, Any]) -> str:
-    """How much of what was sampled taught anything, in the words of the recipe's loss."""
-    for name, words in (("groups_without_signal", "silent groups"), ("pairs", "pairs"), ("demonstrations", "demonstrations")):
-        if name in metrics:
-            return f"{words} {metrics[name]:>3.0f}"
-    return f"right {metrics['right']:>3.0f}"
