@@ -2,6 +2,7 @@
 
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,32 @@ def test_nothing_of_a_sharded_model_is_whole_when_deepspeed_puts_it_on_the_gpu(c
     assert ray.get(starting, timeout=120) == [[0, 0], [0, 0]]  # of the policy and of the reference
     for rank in ranks:
         ray.kill(rank)
+
+
+def test_while_a_checkpoint_is_written_no_rank_holds_a_whole_tensor_until_the_next_is_gathered(config: Config, tmp_path):
+    def alive(learner) -> tuple[int, int]:
+        """Tensors that a rank does not write, and how many of them were still there when the next one came."""
+        seen, state_of = [], learner.engine.state_of
+        others = [p for index, (_, p) in enumerate(learner.engine.trained()) if index % 2 != learner.rank]
+
+        def watched(parameter):
+            before = lambda: None  # noqa: E731
+            for kind, whole in state_of(parameter):
+                if any(parameter is other for other in others):
+                    seen.append(before() is not None)
+                    before = weakref.ref(whole)
+                yield kind, whole
+                del whole
+
+        learner.engine.state_of = watched
+        learner.save_state(str(tmp_path))
+        return len(seen), sum(seen)
+
+    learners = group(config, 2, 3)
+    step(learners, 0)
+    found = ray.get([rank.__ray_call__.remote(alive) for rank in learners.ranks], timeout=120)
+    learners.close()
+    assert all(count > 30 and left == 0 for count, left in found), found
 
 
 def test_sharded_ranks_with_different_numbers_of_trained_tokens_call_the_output_layer_equally_often(config: Config):

@@ -157,6 +157,11 @@ def kept_bytes(config: Config, shape: Shape, ranks: int, reference: bool) -> flo
     return state_bytes(config, shape, ranks, reference) + bucket_bytes(config, shape) * (zero_stage(config) == 3)
 
 
+def saved_bytes(config: Config, shape: Shape) -> float:
+    """What is whole while a checkpoint is written, beside an engine that is awake: one parameter at a time, in float32."""
+    return 4 * shape.vocabulary * shape.width * (zero_stage(config) > 0)
+
+
 def gathered_bytes(config: Config, shape: Shape) -> float:
     """Most of the weights that a rank has whole at a time because ZeRO 3 fetched them from the others."""
     return min(LIVE_PARAMETERS, shape.parameters) * bytes_each(config) * (zero_stage(config) == 3)
@@ -276,8 +281,8 @@ def evaluate_split(
     if learner_gib > 0.95 * machine.memory_gib or math.isinf(sampling):
         return None
     if config.rollout.colocate:
-        beside = kept_bytes(config, shape, learners, config.objective.needs_reference) / 2**30
-        if beside > (0.95 - config.rollout.gpu_memory) * machine.memory_gib:
+        beside = kept_bytes(config, shape, learners, config.objective.needs_reference) + saved_bytes(config, shape)
+        if beside / 2**30 > (0.95 - config.rollout.gpu_memory) * machine.memory_gib:
             return None
     length = work.prompt_tokens + work.sampled_tokens
     weights = shape.parameters * bytes_each(config)

@@ -58,7 +58,7 @@ class Learner:
         """Load the model at `path` (a critic: with a value head) and a frozen copy of that at `reference`; join the ranks."""
         start_pulse("critic" if critic else "learner", self.rank, lambda: self.counts)
         learner = self.config.learner
-        join_ranks(address, self.rank, self.world, learner.gpus > 0)
+        join_ranks(address, self.rank, self.world, learner.gpus > 0, learner.timeout_s)
         if not learner.gpus:
             torch.set_num_threads(learner.threads)
         torch.manual_seed(self.config.run.seed)
@@ -202,9 +202,10 @@ class Learner:
         and the frozen models that `freeze` made."""
         mine = {}
         for index, (name, parameter) in enumerate(self.engine.trained()):
-            state = self.engine.state_of(parameter)
-            if index % self.world == self.rank:
-                mine |= {f"{kind}:{name}": value.cpu().contiguous() for kind, value in state.items()}
+            for kind, whole in self.engine.state_of(parameter):
+                if index % self.world == self.rank:
+                    mine[f"{kind}:{name}"] = whole.cpu().contiguous()
+                del whole  # before the next is gathered
         for frozen_name in sorted(self.moved):
             for index, (name, whole) in enumerate(self.engine.whole_parameters(self.frozen[frozen_name])):
                 if index % self.world == self.rank:

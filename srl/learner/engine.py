@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from datetime import timedelta
 
 import torch
 from torch import nn
@@ -12,10 +13,14 @@ from srl.learner.batch import Batch
 from srl.learner.lora import published
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LATER_S = 60.0
 
 
-def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool) -> None:
-    """Meet the other ranks at `address`; returns when all are there."""
+def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool, timeout_s: float) -> None:
+    """Meet the other ranks at `address`; returns when all are there.
+
+    They wait for each other longer than the driver waits for them (`timeout_s`), which can say what it waited for.
+    """
     host, port = address
     os.environ.update(
         MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_SIZE="1"
@@ -27,7 +32,8 @@ def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool) ->
 
     # The shared-memory collectives need a C++ compiler and every rank on one host; gloo needs neither.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    limit = timedelta(seconds=timeout_s + LATER_S)
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False, timeout=limit)
 
 
 def most_of_ranks(config: Config) -> Callable[[int], int]:
@@ -176,17 +182,19 @@ class Engine:
     def optimizer_steps(self) -> int:
         return int(max((state["step"] for state in self._adam().state.values() if "step" in state), default=0))
 
-    def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Float32 weight and moments of a trained parameter, whole, on every rank."""
+    def state_of(self, parameter: nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
+        """Float32 weight and moments of a trained parameter, by name, whole, on every rank; each until the next is asked for."""
         if self.stage == 0:
             moments = self._adam().state.get(parameter, {})
-            return {"weight": parameter.data, **{key: moments.get(key, torch.zeros_like(parameter)) for key in MOMENTS}}
+            yield "weight", parameter.data
+            yield from ((key, moments[key] if key in moments else torch.zeros_like(parameter)) for key in MOMENTS)
+            return
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        weight = safe_get_full_fp32_param(parameter)
-        if not self.optimizer_steps():
-            return {"weight": weight, **{key: torch.zeros_like(weight) for key in MOMENTS}}
-        return {"weight": weight, **{key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}}
+        yield "weight", safe_get_full_fp32_param(parameter)
+        begun, shape = self.optimizer_steps() > 0, getattr(parameter, "ds_shape", parameter.shape)
+        for key in MOMENTS:
+            yield key, safe_get_full_optimizer_state(parameter, key) if begun else torch.zeros(shape, device=self.device)
 
     def restore(self, states: Iterator[tuple[str, dict[str, torch.Tensor]]], steps: int) -> None:
         """Inverse of `state_of` for every trained parameter; the optimizer continues after `steps` updates."""
