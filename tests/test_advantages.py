@@ -269,3 +269,11 @@ def test_the_weight_of_the_kl_is_looked_up_by_position_then_kind():
     trajectory = chain("a", [A, V, I, R, V])
     table = {"attempt/1": 0.1, "verdict": 0.0, "verdict/2": 0.3}
     assert kl_weights(trajectory, 0.01, table).tolist() == [0.1, 0.1, 0.0, 0.0, 0.01, 0.01, 0.3, 0.3]
+
+
+def test_turns_of_the_batch_are_compared_with_the_same_kind_and_position_whatever_their_prompt():
+    # Attempts 4 and 0 of two prompts (mean 2), revisions 1 and 5 (mean 3).
+    trajectories = [chain(name, [A, R], prompt=name, tokens=1) for name in "ab"]
+    settings = CreditConfig(advantage="dr_grpo", turn_discount=0.0, group="batch")
+    advantages, _ = assign_credit(settings, CRITIC, trajectories, [[4.0, 1.0], [0.0, 5.0]])
+    assert [values.tolist() for values in advantages] == [[2.0, -2.0], [-2.0, 2.0]]

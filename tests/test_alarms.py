@@ -143,3 +143,27 @@ def test_patience_counts_evaluations_in_a_row_without_a_better_one():
         selection.offer(step, final, 0.0)
         heard.append(selection.exhausted)
     assert heard == [False, False, False, False, True]
+
+
+BARELY = {
+    "always_correct": ({}, {"verdict_yes": 98.1, "turn1": 94.9}),
+    "always_wrong": ({}, {"verdict_yes": 1.9, "turn1": 5.1}),
+    "answers_stay": ({"answer_changed": 10.0}, {"answer_changed": 1.9}),
+    "first_attempt_falls": ({}, {"turn1": 44.9, "final": 55.1}),
+    "no_signal": ({}, {"silent_share": 60.1}),
+    "entropy_collapse": ({"entropy": 2.0}, {"entropy": 0.399}),
+    "kl_runaway": ({"kl": 0.04}, {"kl": 0.201}),
+    "length_explosion": ({}, {"tokens_per_trajectory": 200.1}),
+    "truncation": ({"truncated": 2.4}, {"truncated": 5.0}),
+}
+
+
+@pytest.mark.parametrize("name", BARELY)
+def test_each_alarm_rings_just_beyond_its_bound(name):
+    first, now = BARELY[name]
+    assert list(alarms([HEALTHY | first] * WINDOW + [HEALTHY | now] * WINDOW)) == [name]
+
+
+def test_behaviour_is_in_per_cent_of_several():
+    trajectories = [judged(Verdict.CORRECT, ["1"])] * 3 + [judged(Verdict.WRONG, ["1", "2"], StopReason.LENGTH)] * 2
+    assert behaviour(trajectories) == {"verdict_yes": 60.0, "answer_changed": 100.0, "truncated": 40.0}

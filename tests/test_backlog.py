@@ -98,3 +98,15 @@ def test_a_prompt_is_expected_to_take_what_it_took_before_and_others_the_mean():
         trajectory.turns.insert(0, Turn(TurnKind.ATTEMPT, [0] * 30))
     lengths.seen(judged)
     assert list(lengths.by_prompt) == ["a", "b"] and lengths.expected(group("new", 0)) == (25.0, 1)
+
+
+def test_only_what_a_group_was_given_first_makes_its_length_one_to_forget():
+    def sampled(kind: TurnKind, tokens: int) -> Turn:
+        return Turn(kind, [0] * tokens, logprobs=[-1.0] * tokens)
+
+    told = [sampled(TurnKind.ATTEMPT, 3), Turn(TurnKind.INSTRUCTION, [0] * 5), sampled(TurnKind.REVISION, 4)]
+    skipped = [Turn(TurnKind.ATTEMPT, []), sampled(TurnKind.VERDICT, 2)]  # a message that began with its verdict
+    lengths = Lengths()
+    for name, turns in (("told", told), ("skipped", skipped)):
+        lengths.seen([Trajectory(name, name, "", "", [0], turns)])
+    assert lengths.by_prompt == {"told": 7.0, "skipped": 2.0}

@@ -92,3 +92,7 @@ def test_a_bucket_that_changed_on_its_way_is_refused_with_version_and_index_befo
 def test_a_folder_without_weights_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         list(folder_tensors(tmp_path))
+
+
+def test_no_bucket_is_empty_where_the_first_tensor_is_above_the_limit():
+    assert names([20, 3], limit=10) == [["0"], ["1"]]

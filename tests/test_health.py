@@ -276,3 +276,12 @@ def test_a_volume_that_fails_for_a_while_neither_ends_the_watch_nor_hides_how_th
     monkeypatch.setattr("srl.observe.watchdog.write_text", fails)
     watchdog.close()
     assert not json.loads(run.file("status.json").read_text())["ended"]
+
+
+def test_a_full_node_is_told_with_its_three_largest_and_what_makes_the_largest_of_them_smaller():
+    sizes = {"reward": 1, "rollout": 5, "learner": 3, "judge": 2}
+    full = [replace(LEARNER, role=role, resident=size * GIB, node_used=15 * GIB) for role, size in sizes.items()]
+    largest = "(rollout 0 5.0 GiB, learner 0 3.0 GiB, judge 0 2.0 GiB); settings that change it: rollout.kv_cache_gib or"
+    assert largest in memory_risks(full)[0]
+    assert memory_risks(full[:1])[0].endswith("settings that change it: reward.workers")
+    assert memory_risks(full[3:])[0].endswith("settings that change it: the size of the batch")

@@ -76,3 +76,18 @@ def test_paired_comparison_is_tighter_than_two_intervals_and_the_same_in_any_ord
 def test_comparison_without_common_problems_is_refused():
     with pytest.raises(ValueError, match="no problem in common"):
         compare_paired({"a": (1, 1)}, {"b": (1, 1)})
+
+
+def test_an_interval_leaves_out_a_fortieth_on_either_side():
+    assert interval(np.arange(1001.0)) == [25.0, 975.0]
+
+
+def test_a_ratio_is_per_cent_and_nothing_where_there_is_nothing_to_divide_by():
+    found = ratio(np.array([1.0, 1.0, 1.0, 0.0]), np.array([1.0, 4.0, 0.0, 0.0]))
+    assert found[:2].tolist() == [100.0, 25.0] and np.isnan(found[2:]).all()
+
+
+def test_a_problem_is_better_or_worse_by_however_little():
+    first, second = {"a": (100, 200), "b": (7, 200), "c": (1, 2)}, {"a": (101, 200), "b": (6, 200), "c": (1, 2)}
+    found = compare_paired(first, second)
+    assert (found["better"], found["worse"], found["difference"]) == (1, 1, 0.0)

@@ -11,7 +11,7 @@ from srl.learner.batch import Batch, Example, collate, policy_example, weighted_
 from srl.learner.losses import sft_loss
 from srl.learner.losses.policy import k3, policy_loss
 from srl.learner.packing import pack
-from srl.learner.schedule import schedule
+from srl.learner.schedule import adapted, schedule
 from srl.trajectory import Trajectory, Turn, TurnKind
 
 A, V, R, I = TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION, TurnKind.INSTRUCTION  # noqa: E741
@@ -225,3 +225,8 @@ def test_the_learning_rate_is_never_zero_within_a_run_and_falls_after_warm_up(st
 def test_exponents_do_not_overflow_far_from_the_sampling_policy():
     assert torch.isfinite(clipped(torch.tensor([-0.1]), flat([1.0], [1.0], [-30.0]))[0])
     assert exp(29.9) > 1e12  # the ratio there: only the clip keeps the loss small
+
+
+def test_the_weight_of_the_kl_moves_by_half_the_relative_error_and_by_a_tenth_at_most():
+    found = [adapted(2.0, kl, 0.1) for kl in (0.0, 0.08, 0.09, 0.1, 0.11, 0.12, 5.0)]
+    assert found == pytest.approx([1.8, 1.8, 1.9, 2.0, 2.1, 2.2, 2.2])

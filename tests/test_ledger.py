@@ -107,3 +107,11 @@ def test_the_stream_shows_every_problem_once_before_any_again():
     assert shown[:5] != shown[5:10]
     again = Stream(problems, seed=3)
     assert [again.at(position).prompt_id for position in reversed(range(15))] == shown[::-1]
+
+
+def test_late_arrivals_do_not_stand_in_for_the_old_nor_the_old_for_them_whatever_the_numbers_of_the_steps():
+    ledger = Ledger(batch=2, ahead=2, next=6, in_flight={0: 7} | dict.fromkeys(range(1, 6), 8))
+    # Step 8 must take 2 of the 6 (steps 9 and 10 hold 4 of those admitted up to 8), and none of 7: step 9 holds it.
+    assert ledger.choose(8, {2, 4}) == [2, 4] and ledger.choose(8, {3}) is None
+    # Nothing of step 7 is left to wait for.
+    assert ledger.choose(8, set(range(6))) == [0, 1]

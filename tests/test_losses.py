@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from srl.learner.batch import Batch, Example, collate, policy_example
+from srl.learner.losses import sft_loss
+from srl.learner.losses.outcome import outcome_loss
 from srl.learner.losses.policy import entropy_surrogate, k1, k2, k3, policy_loss, value_loss
 from srl.learner.losses.preference import dpo_loss, kto_loss
 from srl.reward.consistency import kendall_tau, rank_consistency
@@ -377,3 +379,29 @@ def test_an_empty_micro_batch_has_loss_zero_and_can_be_differentiated(name):
     value, sums = LOSSES[name](logits[batch.trained], batch)
     value.backward()
     assert value.item() == 0.0 and not any(float(total) for total in sums.values()) and logits.grad.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(("estimate", "kl"), [("k1", log(2)), ("k2", log(2) ** 2 / 2), ("k3", log(2) - 0.5)])
+def test_the_kl_in_the_loss_is_by_the_estimate_asked_for_and_the_one_reported_is_k3(estimate, kl):
+    # Policy 1/2, reference 1/4: the log-ratio is log 2. A token of weight 2 with 0.1 of KL.
+    batch = batch_of([{"advantages": [0.0], "old_logprobs": [log(0.5)], "weights": [2.0], "kl": [0.1]}], [log(0.25)])
+    loss, sums = policy_loss(torch.tensor([log(0.5)]), batch, kl_estimate=estimate)
+    assert loss.item() == pytest.approx(2 * 0.1 * kl) and sums["kl"].item() == pytest.approx(2 * (log(2) - 0.5))
+
+
+def test_pairs_that_the_policy_tells_apart_no_better_than_the_reference_are_not_preferred():
+    batch = batch_of(preference([0.0], [0.0], "p") + preference([0.0], [0.0], "q"), [-1.0] * 4)
+    assert dpo_loss(torch.tensor([-1.0, -1.0, -0.5, -1.0]), batch, eta=0.1)[1]["preferred"].item() == 1
+
+
+@pytest.mark.parametrize("loss", [*LOSSES.values(), sft_loss, outcome_loss], ids=[*LOSSES, "sft", "outcome"])
+def test_a_loss_reports_itself_and_nothing_that_keeps_the_gradients_of_a_micro_batch_in_memory(loss):
+    sides = [
+        Example(side, [5, 6, 7], [0.0, 0.5, 0.5], [sign] * 3, [-1.0] * 3, [0.1] * 3, [0.0] * 3, [1.0] * 3, unit="pair")
+        for side, sign in (("w", 1.0), ("l", -1.0))
+    ]
+    batch = collate(sides, pad_id=0)
+    batch.reference_logprobs = torch.full((4,), -1.2)
+    value, sums = loss(torch.full((4,), -1.05, requires_grad=True), batch)
+    assert value.requires_grad and sums["loss"].item() == value.item()
+    assert [name for name, total in sums.items() if total.requires_grad] == []

@@ -259,3 +259,51 @@ def test_more_samples_of_the_same_problems_make_no_change_surer(samples: int):
     turns = [(attempt(WRONG), revision(RIGHT))] * 5 + [(attempt(RIGHT), revision(WRONG))] + [(attempt(RIGHT),)] * 3
     many = [trajectory(str(problem), *own) for problem, own in enumerate(turns) for _ in range(samples)]
     assert metrics.summarise(many, method="m", benchmark="b", temperature=1.0, bootstrap=100)["mcnemar_p"] == 14 / 64
+
+
+def test_after_each_turn_stands_the_last_answer_that_there_was_by_then():
+    # Right, a revision without an answer, wrong; and a trajectory that answered nothing.
+    many = [
+        trajectory("a", attempt(RIGHT), revision(Outcome.NO_ANSWER), revision(WRONG)),
+        trajectory("b", stop=StopReason.LENGTH),
+    ]
+    assert metrics.accuracy_by_turn(many) == [50.0, 50.0, 0.0]
+
+
+def test_a_format_failure_is_every_end_that_cuts_a_trajectory_off_or_leaves_out_what_should_follow_and_no_other():
+    def failures(reason: StopReason) -> float:
+        found = metrics.summarise([trajectory("a", attempt(RIGHT), stop=reason)], method="m", benchmark="b", temperature=1.0)
+        return found["format_failures"]
+
+    cut_off = {StopReason.LENGTH, StopReason.TOKENS, StopReason.TIME, StopReason.NO_VERDICT, StopReason.NO_REVISION}
+    assert {reason: failures(reason) for reason in StopReason} == {reason: 100.0 * (reason in cut_off) for reason in StopReason}
+
+
+def test_an_ungraded_answer_is_not_counted_as_a_wrong_one_of_its_problem():
+    ungraded = attempt(RIGHT)
+    ungraded.outcome = None
+    for count in (metrics.right_by_problem, metrics.accuracy_by_turn, metrics.transition_counts):
+        with pytest.raises(ValueError, match="ungraded attempt"):
+            count([trajectory("a", ungraded)])
+
+
+def test_a_trajectory_that_has_not_stopped_is_counted_as_unfinished():
+    assert "unfinished" not in metrics.stop_counts(example())
+    assert metrics.stop_counts([*example(), trajectory("e", stop=None)])["unfinished"] == 1
+
+
+def test_of_a_single_problem_with_more_gains_than_losses_every_interval_is_its_own_number():
+    # Right at first 2 of 5, in the end 3 of 5: 2 gained, 1 lost.
+    changes = [(RIGHT, RIGHT), (RIGHT, WRONG), (WRONG, RIGHT), (WRONG, RIGHT), (WRONG, WRONG)]
+    many = [trajectory("a", attempt(first), says("wrong"), revision(last)) for first, last in changes]
+    found = metrics.summarise(many, method="m", benchmark="b", temperature=1.0, bootstrap=20)
+    numbers = {"turn1": 40.0, "final": 60.0, "delta": 20.0, "i2c": 40.0, "c2i": 20.0, "cl": 50.0, "cs": 66.67}
+    assert {name: (found[name], found["ci95"][name]) for name in numbers} == {n: (x, [x, x]) for n, x in numbers.items()}
+
+
+def test_the_edit_ratio_begins_at_the_first_attempt_not_at_the_answer_before_the_last():
+    # 10 tokens, then 4 others that stay: 10 edits of 14.
+    turns = [attempt(WRONG), revision(WRONG, 4), revision(WRONG, 4)]
+    for turn in turns[1:]:
+        turn.token_ids = [5, 5, 5, 5]
+    assert metrics.mean_edit_ratio([trajectory("a", *turns)]) == pytest.approx(10 / 14, abs=1e-4)

@@ -20,7 +20,7 @@ from srl.rollout.engine import Completion, Sampling
 from srl.rollout.loop import Limits, run_trajectories
 from srl.tasks.chains import Chain, check, document, question, solution, verdict_line
 from srl.tasks.tokenizer import ASSISTANT, END, PIECES, USER
-from srl.trajectory import StopReason, Trajectory, TurnKind, Verdict
+from srl.trajectory import StopReason, Trajectory, Turn, TurnKind, Verdict
 
 A, V, R, I = TurnKind.ATTEMPT, TurnKind.VERDICT, TurnKind.REVISION, TurnKind.INSTRUCTION  # noqa: E741
 CHAIN = Chain(52, (-30, 25, 38, -19))  # 52, 22, 47, 85, 66
@@ -335,3 +335,11 @@ def test_what_a_chain_adds_on_the_line_of_a_given_answer_is_of_its_check(chat):
     assert kinds(trajectory) == [A, V] and [turn.answer for turn in trajectory.answers()] == ["56"]
     assert trajectory.turns[1].token_ids == engine.generations[0]
     assert trajectory.turns[1].text == f" Start at 52\n{CHECKED_RIGHT}"
+
+
+def test_a_chain_that_goes_on_after_a_given_attempt_without_an_answer_answers_before_it_checks(chat):
+    begun = Turn(A, ids_of(chat, "Start at 52"), "Start at 52")
+    start = Trajectory("t", "p", question(CHAIN), "66", chat.opening(question(CHAIN)), [begun])
+    trajectory, _ = play(chat, "long_chain", f"\n{RIGHT}\n{CHECKED_RIGHT}", start=start)
+    assert kinds(trajectory) == [A, A, V] and [turn.answer for turn in trajectory.answers()] == [None, "66"]
+    assert trajectory.stop_reason is StopReason.VERIFIED

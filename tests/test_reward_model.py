@@ -9,7 +9,7 @@ import torch
 from srl.config import Config, ConfigError, load_config
 from srl.driver.models import Asked, evaluate_models
 from srl.driver.run import run_phases
-from srl.learner.batch import collate
+from srl.learner.batch import Example, collate
 from srl.learner.losses.outcome import outcome_loss
 from srl.learner.model import VALUE_HEAD
 from srl.learner.reward_model import RewardModel, outcome_example
@@ -138,3 +138,10 @@ def test_what_the_reward_model_says_decides_who_is_asked_again_and_is_counted_as
         assert found["stops"]["rounds"] == 40 - called_right == found["rounds"].get("1", 0)
     assert (attempt["verdict_correct"], attempt["stops"]["answered"]) == (None, 40)
     assert judged["turn1"] == attempt["turn1"]
+
+
+def test_a_score_however_near_zero_counts_for_its_side_and_examples_count_by_their_weight():
+    """Odds of 3 to 2 for both: -ln 0.6 for the right one of weight 2, -ln 0.4 for the wrong one of weight 1."""
+    examples = [Example(name, [5, 6], [0.0, w], returns=[0.0, right]) for name, w, right in (("a", 2.0, 1.0), ("b", 1.0, 0.0))]
+    loss, sums = outcome_loss(torch.tensor([1.5, 1.5]).log(), collate(examples, 0))
+    assert float(loss) == pytest.approx(2 * 0.51083 + 0.91629, abs=1e-4) and float(sums["accuracy"]) == 2.0

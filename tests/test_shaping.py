@@ -360,3 +360,22 @@ def test_verification_is_balanced_and_never_more_than_asked():
     groups = verification_groups(many, count=4, members=2)
     assert sorted(t.turns[0].outcome for t in groups) == [Outcome.CORRECT] * 2 + [Outcome.INCORRECT] * 2
     assert verification_groups(many[::-1], count=4, members=2) == groups  # the order in which they arrive changes nothing
+
+
+def test_further_prompts_are_at_most_as_many_as_asked_and_begin_anew():
+    group = [
+        went(f"a{sign} v+", f"{n}{sign}", prompt=f"p{n}", stop_reason=StopReason.LENGTH, reward=1.0)
+        for n in range(3)
+        for sign in "+-"
+    ]
+    found = verification_groups(group, 3, members=2)
+    assert len(found) == 6 and [t.turns[0].outcome for t in found[::2]].count(Outcome.CORRECT) == 2
+    assert {(t.stop_reason, t.reward, t.turns[0].sampled) for t in found} == {(None, None, False)}
+
+
+def test_equal_rewards_are_no_preference():
+    assert PAIR_RULES["reward"]([went("a+ v+", name, reward=1.0) for name in "xy"]) == []
+
+
+def test_what_has_no_attempt_shares_it_with_nobody():
+    assert pairs("a+ v+", "", "v+", rules=["correctness"], share_attempt=True) == set()

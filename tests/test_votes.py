@@ -244,3 +244,72 @@ def test_edit_distance_equals_the_textbook_table(first, second):
 def test_edit_ratio_of_equal_other_and_missing_answers():
     assert edit_ratio([1, 2, 3], [1, 2, 3]) == 0.0 == edit_ratio([], [])
     assert edit_ratio([1, 2], [3, 4]) == 0.5 and edit_ratio([1, 2], []) == 1.0
+
+
+def test_what_a_judge_said_and_a_verdict_without_format_do_not_change_the_models_own_score():
+    attempt = turn("attempt", "6")
+    told = Turn(TurnKind.INSTRUCTION, [3], verdict=Verdict.WRONG)
+    assert verdict_score(trajectory("a", attempt, told)) == 0.5
+    assert verdict_score(trajectory("b", attempt, says("correct"), Turn(TurnKind.VERDICT, [2], logprobs=[-0.1]))) == 1.0
+
+
+@pytest.mark.parametrize("rule", [majority, best_of, weighted_vote, early_stop])
+def test_no_rule_takes_more_samples_than_there_are_or_none(rule):
+    for n in (0, 3):
+        with pytest.raises(ValueError, match=f"n={n} of 2 samples per problem"):
+            rule([Answer(RIGHT), Answer(None)], n)
+
+
+def test_first_answers_and_votes_over_turns_go_by_id_whatever_the_order_of_trajectories():
+    group = sequential()  # 6, 7 and 5 at first
+    turned = [*group[1:], group[0]]
+    assert first_answers(turned) == first_answers(group)
+    assert [at_turns(turned, n, 1) for n in (1, 2, 3)] == [0.0, 0.5, 1 / 3]
+
+
+def test_votes_of_weight_zero_count_for_nothing():
+    assert vote([Answer(RIGHT, 0.0), Answer("wrong 1", 0.0)], lambda answer: answer.score) == 0.0
+
+
+def test_where_no_drawn_answer_has_a_score_the_majority_decides_by_score_and_an_answer_that_is_none_has_no_say():
+    unsure = [Answer(RIGHT, 0.0), Answer(RIGHT, 0.0), Answer("wrong 1", 0.0)]
+    assert weighted_vote(unsure, 3) == 1.0
+    assert weighted_vote([*unsure, Answer(None, 1.0)], 4) == 1.0
+
+
+def test_a_trajectory_that_took_two_turns_of_three_votes_once_more_with_its_last_answer():
+    group = [trajectory("1", turn("attempt", "6"), turn("revision", "7", right=True))]
+    assert at_turns(group, 1, 3) == 1.0  # 6, 7 and 7
+    assert at_turns([trajectory("2")], 1, 3) == 0.0
+
+
+def test_a_trajectory_without_an_answer_is_a_first_answer_that_cost_nothing():
+    assert first_answers([trajectory("1")]) == {"p": [Answer(None, 0.0, 0)]}
+
+
+def test_a_budget_pays_for_each_answer_what_that_one_cost():
+    groups = {"p": [Answer(RIGHT, tokens=10), Answer("wrong 1", tokens=30)], "q": [Answer(RIGHT, tokens=4)]}
+    # p takes both for 40, a tie; q its only one.
+    assert accuracy_at_tokens(groups, 40) == (75.0, 22.0, 1.5)
+
+
+def test_curves_end_with_the_samples_that_every_problem_has_and_are_means_over_problems():
+    late = [turn("attempt", "6"), turn("revision", "7", right=True)]
+    found = scaling(
+        [trajectory(f"p/{n}", *late) for n in range(3)]
+        + [trajectory(f"q/{n}", turn("attempt", "7", right=True), problem="q") for n in range(2)]
+    )
+    assert found["n"] == [1, 2] and found["early_stop"] == [[100.0, 1.0], [100.0, 2.0]]
+    assert found["oracle_by_turn"] == [40.0, 100.0]  # 2 of 5 trajectories, then all
+    assert found["m_by_turn"] == [50.0, 75.0]  # q alone; then p has a tie of 6 and 7
+
+
+def test_sizes_double_in_order_up_to_all_samples():
+    right = turn("attempt", "7", right=True)
+    found = scaling([trajectory(f"p/{n:02}", right) for n in range(70)])
+    assert found["n"] == [1, 2, 4, 8, 16, 32, 64, 70] and found["oracle_by_turn"] == [100.0]
+    assert [point["budget"] for point in scaling([trajectory("p", right)])["matched"]] == [2.0]
+
+
+def test_what_follows_an_attempt_of_no_tokens_is_all_new():
+    assert edit_ratio([], [1, 2]) == 1.0
