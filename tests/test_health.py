@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -258,6 +259,15 @@ def test_the_status_file_says_where_the_run_is(watched):
         wait_for(lambda: json.loads(run.file("status.json").read_text())["step"] == 7, "the status file")
     state = json.loads(run.file("status.json").read_text())
     assert state["phase"] == "sft" and state["pid"] == os.getpid() and not state["ended"]
+
+
+def test_what_was_recorded_once_is_exported_at_every_look(watched):
+    watchdog, run, _ = watched
+    run.record("sft", 9, loss=0.125)
+    set_to: list[float] = []
+    watchdog.exporter.gauges["srl_sft_loss"] = SimpleNamespace(set=lambda value, tags: set_to.append(value))
+    wait_for(lambda: len(set_to) >= 3, "three looks")
+    assert set(set_to) == {0.125}
 
 
 def test_a_volume_that_fails_for_a_while_neither_ends_the_watch_nor_hides_how_the_run_ends(watched, monkeypatch):

@@ -276,7 +276,7 @@ def test_metric_names_are_what_prometheus_allows():
     assert metric_name("rl-validation_c2i") == "srl_rl_validation_c2i"
 
 
-def test_counters_send_increases_only_and_levels_no_nan(monkeypatch: pytest.MonkeyPatch):
+def test_counters_send_increases_only_and_levels_no_nan_and_are_repeated_as_they_last_were(monkeypatch: pytest.MonkeyPatch):
     sent: list[tuple] = []
 
     def metric(name: str, **_: Any) -> SimpleNamespace:
@@ -296,6 +296,11 @@ def test_counters_send_increases_only_and_levels_no_nan(monkeypatch: pytest.Monk
     assert sent == [
         ("srl_rollout_turns", 5, ""), ("srl_rollout_turns", 3, ""), ("srl_reward_grades", 2, "correct"), ("srl_rl_kl", 0.5, "3"),
     ]  # fmt: skip
+    exporter.record("rl", 7, {"loss": 0.25, "reward": 1})
+    exporter.record("rl", 8, {"loss": float("inf"), "reward": 2})
+    sent.clear()
+    exporter.repeat_levels()
+    assert sent == [("srl_rl_step", 8, "3"), ("srl_rl_reward", 2, "3")], "a number that is none has no last value"
 
 
 @pytest.mark.parametrize("name", ["../other/config.yaml", "/etc/passwd", "stage1/../../x"])

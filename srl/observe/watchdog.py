@@ -83,6 +83,7 @@ class Watchdog:
             return
         self._forget_the_dead()
         self._judge(deaths)
+        self.exporter.repeat_levels()
         self._write()
 
     def _forget_the_dead(self) -> None:
