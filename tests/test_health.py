@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from srl.config import Config, ConfigError, RunConfig
+from srl.observe import pulse
 from srl.observe.health import Beat, killed_for_memory, likely_cause, memory_risks, silent, stalled
 from srl.observe.pulse import BOARD, Board, start_pulse
 from srl.observe.run_directory import RunDirectory
@@ -117,6 +118,9 @@ def test_the_board_keeps_when_counts_moved_and_counts_restarts():
     board.beat(replace(LEARNER, counts={"tokens": 2}, pid=77))
     _, (third,), (dead,) = board.snapshot()
     assert third.moved > second.moved and third.starts == 2 and dead.pid == 41
+    board.beat(replace(LEARNER, counts={"tokens": 3}, pid=77, node="10.0.0.2"))  # another pod counts its own pids
+    (fourth,) = board.snapshot()[1]
+    assert fourth.starts == 3
 
 
 class Worker:
@@ -137,6 +141,19 @@ class Worker:
 
     def hang(self) -> None:
         threading.Event().wait(3600)
+
+
+class Sampler(Worker):
+    """In a pod of its own: process 412 there, whatever it is in other pods."""
+
+    def __init__(self, node: str, done: int):
+        real = pulse.heartbeat
+        pulse.heartbeat = lambda *beat: replace(real(*beat), pid=412, node=node)
+        self.counts = {"steps": done}
+        start_pulse("sampler", None, lambda: self.counts)
+
+    def ray_id(self) -> str:
+        return ray.get_runtime_context().get_actor_id()
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +237,20 @@ def test_a_stall_is_told_once_with_the_stacks_of_everybody(watched):
     text = Path(line.split("; stacks: ")[1]).read_text()
     assert f"==== rollout 0, pid {pid}" in text and "in hang" in text and "==== driver" in text
     ray.kill(actor)
+
+
+def test_two_samplers_with_one_pid_in_two_pods_are_two_actors_and_a_stall_when_both_stand_still(watched):
+    watchdog, _, lines = watched
+    actors = [ray.remote(Sampler).remote("10.0.0.1", 1000), ray.remote(Sampler).remote("10.0.0.2", 2000)]
+    names = sorted(f"sampler {ray.get(actor.ray_id.remote())[:8]}" for actor in actors)
+    wait_for(lambda: len([beat for beat in watchdog.beats if beat.role == "sampler"]) == 2, "both samplers")
+    samplers = [beat for beat in watchdog.beats if beat.role == "sampler"]
+    assert [beat.name for beat in samplers] == names and {beat.pid for beat in samplers} == {412}
+    assert {(beat.node, beat.counts["steps"]) for beat in samplers} == {("10.0.0.1", 1000), ("10.0.0.2", 2000)}
+    lines.clear()
+    wait_for(lambda: any("has not moved" in line for line in lines), "the stall alarm")
+    for actor in actors:
+        ray.kill(actor)
 
 
 def test_a_killed_and_restarted_actor_is_explained(watched):

@@ -11,13 +11,13 @@ MEMORY_SHARE = 0.92  # of its node's or container's memory; Ray's own monitor ki
 class Beat:
     """One heartbeat of one process. Memory is in bytes.
 
-    `doing` is the function of srl that each busy thread is in; `counts` only ever grow while the process works. The receiver
-    adds, in its own monotonic seconds, when it came, when its counts last moved and since when it does this, and how often the
-    actor has started.
+    No two actors of a role have one `rank`, but two may have one `pid`: every pod counts its own. `doing` is the function of srl
+    that each busy thread is in; `counts` only ever grow while the process works. The receiver adds, in its own monotonic seconds,
+    when it came, when its counts last moved and since when it does this, and how often the actor has started.
     """
 
     role: str
-    rank: int
+    rank: int | str
     actor_id: str
     node: str
     pid: int
@@ -35,6 +35,10 @@ class Beat:
     @property
     def name(self) -> str:
         return f"{self.role} {self.rank}"
+
+    @property
+    def process(self) -> str:
+        return f"{self.name} {self.node} {self.pid}"
 
 
 def silent(beats: Iterable[Beat], now: float, limit_s: float) -> list[Beat]:

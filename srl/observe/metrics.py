@@ -18,7 +18,7 @@ TAGS = ("run", "role", "rank", "kind")
 class Exporter:
     """The metrics of one process. Works, and does nothing, in a process without Ray."""
 
-    def __init__(self, run: str, role: str, rank: int):
+    def __init__(self, run: str, role: str, rank: int | str):
         self.tags = {"run": run, "role": role, "rank": str(rank), "kind": ""}
         self.gauges: dict[str, Gauge] = {}
         self.levels: dict[str, float] = {}

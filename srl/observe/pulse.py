@@ -22,6 +22,7 @@ from srl.observe.health import Beat
 from srl.observe.metrics import Exporter
 
 BOARD = "health"
+ID_DIGITS = 8  # of Ray's id of an actor: short to read, and two of a thousand actors share them in one of 8,000 runs
 PACKAGE = str(Path(__file__).parents[1])
 BOARD_TIMEOUT_S = 30.0
 
@@ -43,7 +44,7 @@ class Board:
         starts, since, moved = 1, now, now
         if last is not None:
             if last.actor_id == beat.actor_id:
-                starts = last.starts + (last.pid != beat.pid)
+                starts = last.starts + (last.process != beat.process)
             if starts > last.starts:  # Ray has started it again
                 self.deaths.append(last)
             since = last.since if last.doing == beat.doing else now
@@ -91,22 +92,29 @@ def create_board(interval_s: float):
 
 
 def start_pulse(
-    role: str, rank: int, counts: Callable[[], Mapping[str, float]] = dict, levels: Callable[[], Mapping[str, float]] = dict
+    role: str,
+    rank: int | None,
+    counts: Callable[[], Mapping[str, float]] = dict,
+    levels: Callable[[], Mapping[str, float]] = dict,
 ) -> None:
     """Called by an actor: from now on this process exports its numbers and is heard by the board, if the run has one.
 
-    `counts` grow as long as the actor works; `levels` are what is now. Both are called from another thread. Outside Ray, where
-    nobody listens, nothing happens.
+    Where nobody numbers the actors, `rank` is None, and the first digits of Ray's id of this one take its place: unlike a pid
+    they are no other actor's, and they stay when Ray starts it again. `counts` grow as long as the actor works; `levels` are
+    what is now. Both are called from another thread. Outside Ray, where nobody listens, nothing happens.
     """
     if not ray.is_initialized():
         return
     threading.Thread(target=live, args=(role, rank, counts, levels), daemon=True, name="srl-pulse").start()
 
 
-def live(role: str, rank: int, counts: Callable[[], Mapping[str, float]], levels: Callable[[], Mapping[str, float]]) -> None:
+def live(
+    role: str, rank: int | str | None, counts: Callable[[], Mapping[str, float]], levels: Callable[[], Mapping[str, float]]
+) -> None:
     context = ray.get_runtime_context()
-    exporter = Exporter(context.namespace.removeprefix("srl-"), role, rank)
     node, actor_id = ray.util.get_node_ip_address(), context.get_actor_id() or ""
+    rank = actor_id[:ID_DIGITS] if rank is None else rank
+    exporter = Exporter(context.namespace.removeprefix("srl-"), role, rank)
     board, wait_s = None, 5.0
     while True:
         beat = heartbeat(role, rank, actor_id, node, dict(counts()), dict(levels()))
@@ -122,7 +130,7 @@ def live(role: str, rank: int, counts: Callable[[], Mapping[str, float]], levels
         time.sleep(wait_s)
 
 
-def heartbeat(role: str, rank: int, actor_id: str, node: str, counts: dict[str, float], levels: dict[str, float]) -> Beat:
+def heartbeat(role: str, rank: int | str, actor_id: str, node: str, counts: dict[str, float], levels: dict[str, float]) -> Beat:
     process = psutil.Process()
     used, limit = node_memory()
     return Beat(role, rank, actor_id, node, process.pid, doing(), process.memory_info().rss, used, limit, counts, levels)

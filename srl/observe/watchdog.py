@@ -96,10 +96,11 @@ class Watchdog:
 
     def _judge(self, deaths: list[Beat]) -> None:
         for beat in deaths:
-            self._alarm(f"death {beat.pid}", f"{likely_cause(beat.actor_id, '', [beat], self.clock)}. Ray started it again")
+            line = f"{likely_cause(beat.actor_id, '', [beat], self.clock)}. Ray started it again"
+            self._alarm(f"death {beat.process}", line)
         for beat in silent(self.beats, self.clock, SILENT_BEATS * self.interval_s):
             line = f"{beat.name} on {beat.node} (pid {beat.pid}) has not been heard for {self.clock - beat.heard:.0f} s"
-            self._alarm(f"silent {beat.name} {beat.pid}", f"{line}; it was in {beat.doing}")
+            self._alarm(f"silent {beat.process}", f"{line}; it was in {beat.doing}")
         for line in memory_risks(self.beats):
             self._alarm("memory " + line.split(" uses ")[0], line)
         still = self._still_s()

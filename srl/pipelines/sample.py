@@ -10,7 +10,6 @@ driver or node that dies loses the blocks in flight, and the next start samples 
 
 import asyncio
 import math
-import os
 import queue
 import threading
 import time
@@ -76,8 +75,8 @@ class EngineActor:
         self.loop = EngineLoop(Engine(work.model, config.model, config.rollout, self.chat.stop_ids), config.rollout.max_sequences)
         self.grading = Grading(reward_actors, config.reward.timeout_s)
         self.turns = Turns()
-        # Ray Data numbers no actors; the process does as well.
-        start_pulse("sampler", os.getpid(), lambda: self.loop.counts, lambda: {"running": len(self.loop.waiting)})
+        # Ray Data numbers no actors.
+        start_pulse("sampler", None, lambda: self.loop.counts, lambda: {"running": len(self.loop.waiting)})
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, list]:
         """One block of problems, all at once. Raises TimeoutError when the engine ends no request for `rollout.timeout_s`."""
