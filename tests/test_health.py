@@ -292,6 +292,19 @@ def test_the_status_file_says_where_the_run_is(watched):
     assert state["phase"] == "sft" and state["pid"] == os.getpid() and not state["ended"]
 
 
+def test_a_full_node_with_nothing_but_the_driver_on_it_is_told_and_exported(watched, monkeypatch):
+    watchdog, _, lines = watched
+    wait_for(lambda: not watchdog.beats, "the board to forget the actors of other tests")
+    shares: list[tuple[float, str]] = []
+    gauge = SimpleNamespace(set=lambda value, tags: shares.append((value, tags["role"])))
+    monkeypatch.setitem(watchdog.exporter.gauges, "srl_node_memory_share", gauge)
+    monkeypatch.setattr("srl.observe.pulse.node_memory", lambda: (15 * GIB, 16 * GIB))
+    wait_for(lambda: any(" memory (driver 0 " in line for line in lines), "the alarm")
+    (line,) = [line for line in lines if " memory (driver 0 " in line]
+    assert line.startswith(f"ALARM: node {watchdog.node} uses 94% of its 16.0 GiB memory (driver 0 ")
+    wait_for(lambda: (0.9375, "driver") in shares, "the share")
+
+
 def test_what_was_recorded_once_is_exported_at_every_look(watched):
     watchdog, run, _ = watched
     run.record("sft", 9, loss=0.125)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from srl.config import Config
 from srl.observe.health import Beat, killed_for_memory, likely_cause, memory_risks, silent, stalled
 from srl.observe.metrics import Exporter
 from srl.observe.progress import say
-from srl.observe.pulse import BOARD_TIMEOUT_S, create_board, heartbeat, stacks
+from srl.observe.pulse import BOARD_TIMEOUT_S, create_board, export, heartbeat, stacks
 from srl.observe.run_directory import RunDirectory, identity, write_text
 from srl.observe.sinks import open_sinks
 
@@ -82,8 +82,11 @@ class Watchdog:
         if self.ended.is_set():  # Ray may be down by now, and a call would start another one
             return
         self._forget_the_dead()
-        self._judge(deaths)
+        # It sends the board nothing, and may be alone on its node.
+        driver = replace(heartbeat("driver", 0, "", self.node, {}, {}), heard=self.clock)
+        self._judge(deaths, driver)
         self.exporter.repeat_levels()
+        export(self.exporter, driver)
         self._write()
 
     def _forget_the_dead(self) -> None:
@@ -94,14 +97,14 @@ class Watchdog:
                 self.board.forget.remote(beat.name, beat.actor_id)
         self.beats = [beat for beat in self.beats if beat not in self.gone]
 
-    def _judge(self, deaths: list[Beat]) -> None:
+    def _judge(self, deaths: list[Beat], driver: Beat) -> None:
         for beat in deaths:
             line = f"{likely_cause(beat.actor_id, '', [beat], self.clock)}. Ray started it again"
             self._alarm(f"death {beat.process}", line)
         for beat in silent(self.beats, self.clock, SILENT_BEATS * self.interval_s):
             line = f"{beat.name} on {beat.node} (pid {beat.pid}) has not been heard for {self.clock - beat.heard:.0f} s"
             self._alarm(f"silent {beat.process}", f"{line}; it was in {beat.doing}")
-        for line in memory_risks(self.beats):
+        for line in memory_risks([*self.beats, driver]):
             self._alarm("memory " + line.split(" uses ")[0], line)
         still = self._still_s()
         self.exporter.level("moved_seconds", still)
@@ -150,8 +153,6 @@ class Watchdog:
 
     def _write(self) -> None:
         """A volume that does not take the file for a while must not end the watch, nor hide the error that ends the run."""
-        driver = heartbeat("driver", 0, "", self.node, {}, {})
-        self.exporter.level("resident_bytes", driver.resident)
         file = self.run.file("status.json")
         try:
             write_text(file, json.dumps(self.state(), indent=1))
