@@ -174,10 +174,11 @@ def queried() -> dict[str, set[str]]:
     return names
 
 
-# Exported only when such a thing happens, or by a phase that this test leaves out; the base model writes no verdicts.
+# Exported only when such a thing happens, on a GPU, or by a phase that this test leaves out; the base model writes no verdicts.
 NOT_IN_THIS_TEST = {
     "ray_srl_alarms_total", "ray_srl_sft_step", "ray_srl_sampler_sampled_tokens_total",
     "ray_srl_rl_validation_verdict_correct", "ray_srl_rl_validation_verdict_wrong",
+    "ray_srl_learner_gpu_bytes", "ray_srl_critic_gpu_bytes",
 }  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def test_every_query_of_the_dashboard_returns_data(prometheus: str | None):
             with urllib.request.urlopen(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(words)}", timeout=60) as reply:
                 if not json.load(reply)["data"]["result"]:
                     empty.setdefault(panel["title"], []).append(target["expr"])
-    # Nothing is fine-tuned in these jobs, and no verdicts are written.
+    # Nothing is fine-tuned in these jobs, no verdicts are written, and there is no GPU.
     rare = NOT_IN_THIS_TEST - {"ray_srl_sampler_sampled_tokens_total"}
     missing = {title: [query for query in queries if not any(name in query for name in rare)] for title, queries in empty.items()}
     assert not any(missing.values()), missing

@@ -56,7 +56,7 @@ class Learner:
         self, path: str, reference: str | None, critic: bool, address: tuple[str, int], weight_decay: float, clip: float
     ) -> None:
         """Load the model at `path` (a critic: with a value head) and a frozen copy of that at `reference`; join the ranks."""
-        start_pulse("critic" if critic else "learner", self.rank, lambda: self.counts)
+        start_pulse("critic" if critic else "learner", self.rank, lambda: self.counts, self.levels)
         learner = self.config.learner
         join_ranks(address, self.rank, self.world, learner.gpus > 0, learner.timeout_s)
         if not learner.gpus:
@@ -236,6 +236,10 @@ class Learner:
         self.moved = set(frozen_states)
         if generator is not None:
             torch.set_rng_state(generator)
+
+    def levels(self) -> Metrics:
+        """Bytes of the tensors on this rank's GPU, where it has one, for its heartbeats."""
+        return {"gpu_bytes": torch.cuda.memory_allocated()} if self.config.learner.gpus else {}
 
     def peak_memory(self) -> float:
         """MiB: of the process, or of its GPU."""
