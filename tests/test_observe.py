@@ -1,5 +1,6 @@
 """Status, log lines, sinks and metric names."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -323,6 +324,16 @@ with RunDirectory(Config(run=RunConfig(directory=sys.argv[1]))).alone():
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_volume_without_locks_is_named_with_its_setting(tmp_path, monkeypatch, capsys):
+    def no_locks(*lock: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("srl.observe.run_directory.fcntl.flock", no_locks)
+    (tmp_path / "set.jsonl").touch()
+    assert main(["import", "--from", str(tmp_path / "set.jsonl"), f"run.directory={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"srl: run.directory: {tmp_path / 'tiny' / 'lock'} cannot be locked: No locks available\n"
 
 
 def test_starting_over_deletes_nothing_but_a_run(tmp_path):

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,10 @@ class RunDirectory:
         return path
 
     def alone(self) -> AbstractContextManager[None]:
-        """Raises ConfigError if another process works in this directory. One that dies, however it does, lets go of it."""
+        """Raises ConfigError if another process works in this directory, or no file can be locked there.
+
+        A process that dies, however it does, lets go of it.
+        """
         return alone_in(self.path)
 
     def context(self) -> dict[str, Any]:
@@ -211,13 +214,16 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def alone_in(path: Path) -> Iterator[None]:
-    with (path / "lock").open("w") as lock:
+    """Raises ConfigError if another process holds the lock, or where there can be none."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held.enter_context((path / "lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{path}: another process works in this run directory; let it end, stop it, or choose another run.name"
             ) from None
+        except OSError as error:
+            raise ConfigError(f"run.directory: {path / 'lock'} cannot be locked: {error.strerror}") from None
         yield
 
 
