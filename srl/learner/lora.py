@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+BELOW_BFLOAT16 = 2**16  # float32 numbers from one bfloat16 to the next
+
 
 class LoraLinear(nn.Module):
     """A linear layer with an adapter beside it. B starts at zero, so that at first nothing changes."""
@@ -27,8 +29,24 @@ class LoraLinear(nn.Module):
         return outputs
 
     def merged(self) -> torch.Tensor:
-        """[out, in]: the one matrix that does the same."""
-        return self.base.weight.data + self.scale * (self.lora_b.data @ self.lora_a.data)
+        """[out, in]: the one matrix that does the same; in bfloat16 on average, see `stochastic_bfloat16`."""
+        weight = self.base.weight.data
+        total = (self.lora_b.data.float() @ self.lora_a.data.float()).mul_(self.scale).add_(weight)
+        return total if weight.dtype == torch.float32 else stochastic_bfloat16(total)
+
+
+def stochastic_bfloat16(values: torch.Tensor) -> torch.Tensor:
+    """Each float32 value as one of the two bfloat16 numbers around it, whose expectation it is; overwrites `values`.
+
+    The nearest would be the weight before training again wherever an adapter adds less than half a step, which is nearly
+    everywhere at usual learning rates. The noise is the same at every call for a shape and a device: a weight is published as the
+    same number until it has changed, and one that is in bfloat16 stays what it is.
+    """
+    bits = values.view(torch.int32)
+    noise = torch.empty_like(bits).random_(BELOW_BFLOAT16, generator=torch.Generator(values.device).manual_seed(0))
+    # The bits of some NaN are so large that the sum would be a number.
+    bits.add_(noise.mul_(values.isfinite())).bitwise_and_(-BELOW_BFLOAT16)
+    return values.bfloat16()
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
