@@ -517,6 +517,16 @@ def test_a_run_whose_disk_was_lost_after_its_end_has_its_last_step_and_best_poli
     assert trained(folders[1]) == [] and len(trained(folders[0])) == STEPS * PROMPTS
 
 
+def test_what_was_uploaded_is_looked_at_when_a_run_begins_and_not_when_a_learner_dies(tmp_path_factory, monkeypatch):
+    value, _ = whole(tmp_path_factory.mktemp("alone"))
+    looks, look = [], checkpoint.Checkpoints.check_upload
+    monkeypatch.setattr(checkpoint.Checkpoints, "check_upload", lambda store: (looks.append(store.steps()), look(store)))
+    folder = tmp_path_factory.mktemp("lost")
+    lost = play(folder, 0, World(lost=frozenset({41})), upload=f"file://{folder}/far")
+    assert lost.value == value and len(lost.beside) > STEPS, "no learner died"
+    assert looks == [[]]
+
+
 def test_an_upload_that_fails_ends_the_run_even_if_it_was_the_last(tmp_path, monkeypatch):
     copy_out, calls = checkpoint.copy_out, []
 

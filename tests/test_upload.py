@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from fsspec import register_implementation
+from fsspec.core import url_to_fs
 from fsspec.implementations.memory import MemoryFileSystem
 
 from srl.config import Config, ConfigError, load_config
@@ -56,15 +57,72 @@ def test_fresh_deletes_what_an_earlier_run_of_that_name_uploaded(tmp_path):
     assert steps_there(tmp_path / "far" / "tiny") == [] and checkpoints(config, tmp_path / "there").latest() is None
 
 
-def test_a_step_deletes_later_ones_of_a_past_that_was_given_up(tmp_path):
-    url = f"file://{tmp_path}/far"
-    ahead, behind = (Checkpoints(tmp_path / name, 2, url, "owner") for name in ("ahead", "behind"))
-    for store, step in ((ahead, 8), (ahead, 9), (behind, 3)):
-        save_step(store, step)
-    assert steps_there(tmp_path / "far") == ["step-00000003"]
+def test_after_fresh_a_first_step_is_all_that_is_there_of_a_past_that_was_given_up(tmp_path):
+    config = configured(tmp_path, "fresh=true")
+    for name, steps in (("ahead", (8, 9)), ("behind", (3,))):
+        prepare_upload(config, tmp_path / name)
+        store = checkpoints(config, tmp_path / name)
+        assert store.latest() is None
+        for step in steps:
+            save_step(store, step)
+    assert steps_there(tmp_path / "far" / "tiny") == ["step-00000003"]
 
 
-def test_the_best_policy_travels_with_a_checkpoint_and_replaces_none(tmp_path):
+def two_machines(folder: Path) -> list[Checkpoints]:
+    """The first has uploaded up to step 5; the second has gone on from there to step 20."""
+    first, second = (Checkpoints(folder / name, 2, f"file://{folder}/far", "owner") for name in ("first", "second"))
+    for step in (4, 5):
+        save_step(first, step)
+    assert read_state(second.latest()) == {"step": 5}
+    for step in (19, 20):
+        save_step(second, step)
+    return [first, second]
+
+
+def test_a_machine_with_earlier_checkpoints_goes_on_with_the_latest_that_another_has_uploaded(tmp_path):
+    store, _ = two_machines(tmp_path)
+    assert store.steps() == [4, 5] and read_state(store.latest()) == {"step": 20}
+    save_step(store, 21)
+    assert steps_there(tmp_path / "far") == ["step-00000020", "step-00000021"] and store.steps() == [20, 21]
+
+
+def test_a_machine_with_later_checkpoints_than_were_uploaded_goes_on_with_its_own(tmp_path):
+    store, _ = two_machines(tmp_path)
+    Checkpoints(tmp_path / "first", 2).save(30, {"step": 30}, lambda folder: None)
+    assert read_state(store.latest()) == {"step": 30} and store.steps() == [5, 30]
+
+
+def test_a_step_is_not_uploaded_beside_later_ones_and_deletes_none(tmp_path):
+    store, _ = two_machines(tmp_path)
+    store.save(6, {"step": 6}, lambda folder: None)
+    there = "step-00000020 is there, of another process that trains under this run.name"
+    with pytest.raises(ConfigError, match=f"learner.upload: step-00000006 was not copied to file://{tmp_path}/far: {there}"):
+        store.close()
+    assert steps_there(tmp_path / "far") == ["step-00000019", "step-00000020"]
+
+
+class Remembering(MemoryFileSystem):
+    """Lists what it has listed before, as those of cloud stores do."""
+
+    protocol, listed = "remembering", {}
+
+    def glob(self, path: str, **options) -> list[str]:
+        return self.listed.setdefault(path, super().glob(path, **options))
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.listed.clear()
+
+
+def test_what_other_machines_upload_is_seen_where_listings_are_remembered(tmp_path):
+    register_implementation("remembering", Remembering, clobber=True)
+    store = Checkpoints(tmp_path / "here", 2, "remembering://bucket/run", "owner")
+    assert store.latest() is None
+    files, root = url_to_fs(store.upload)
+    files.pipe({f"{root}/step-00000007/state.json": b'{"step": 7}', f"{root}/step-00000007/whole": b"owner"})
+    assert read_state(store.latest()) == {"step": 7}
+
+
+def test_the_best_policy_travels_with_a_checkpoint_and_replaces_one_of_before(tmp_path):
     config, best = configured(tmp_path), tmp_path / "checkpoints" / "rl"
     best.mkdir(parents=True)
     (best / "model.safetensors").write_text("best")
@@ -77,8 +135,18 @@ def test_the_best_policy_travels_with_a_checkpoint_and_replaces_none(tmp_path):
     folder = checkpoints(config, tmp_path / "there").latest()
     restore_best(folder, best)
     assert (best / "model.safetensors").read_text() == "best" and json.loads((folder / "state.json").read_text())["step"] == 5
-    (best / "model.safetensors").write_text("own")
+    (best / "model.safetensors").write_text("of before")
     restore_best(folder, best)
+    assert (best / "model.safetensors").read_text() == "best"
+
+
+def test_the_best_policy_of_a_checkpoint_that_was_saved_here_replaces_none(tmp_path):
+    best = tmp_path / "checkpoints" / "rl"
+    best.mkdir(parents=True)
+    store = checkpoints(configured(tmp_path), tmp_path / "here")
+    save(store, 5, 1, SimpleNamespace(save_state=lambda folder: None, to_record=dict), Ledger(1, 0), Selection(0), None, best)
+    (best / "model.safetensors").write_text("own")
+    restore_best(store.latest(), best)
     assert (best / "model.safetensors").read_text() == "own"
 
 

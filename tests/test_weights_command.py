@@ -113,6 +113,20 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path, c
     assert "there are those of steps 5" in capsys.readouterr().err
 
 
+def test_a_step_that_is_here_is_written_whatever_was_uploaded_and_the_newest_is_looked_for_there_too(tmp_path, capsys):
+    settings = [f"run.directory={tmp_path}", "rl.start=base"]
+    config = load_config(None, settings)
+    checkpoints(config, tmp_path / "tiny").save(3, {}, lambda folder: save(policy(config, 3), folder))
+    others = tmp_path / "far" / "tiny" / "step-00000009"
+    others.mkdir(parents=True)
+    (others / "whole").write_text("another")
+    settings += [f"learner.upload=file://{tmp_path}/far", "--to", str(tmp_path / "model")]
+    assert main(["weights", *settings]) == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert main(["weights", "--step", "3", *settings]) == 0
+    assert "the policy after 3 steps" in capsys.readouterr().out
+
+
 def test_after_the_end_the_policy_is_pointed_to(tmp_path, capsys):
     (tmp_path / "tiny" / "checkpoints" / "rl").mkdir(parents=True)
     assert main(["weights", f"run.directory={tmp_path}", "--to", str(tmp_path / "model")]) == 2

@@ -50,8 +50,10 @@ def run(options: argparse.Namespace, config: Config) -> None:
 
 def wanted(store: Any, step: int | None, run: Path) -> int:
     """That step, or the newest that there is. Raises ConfigError with what there is."""
+    if step in store.steps():
+        return step
     newest, there = store.latest(), store.steps()
-    if newest is None or (step is not None and step not in there):
+    if newest is None or step not in (None, *there):
         have = f"there are those of steps {', '.join(map(str, there))}" if there else "stage 2 keeps them while it runs"
         if (best := run / "checkpoints" / "rl").is_dir():
             have += f"; the best policy is {best}, a Hugging Face folder"

@@ -11,7 +11,7 @@ from srl.config import Config
 from srl.driver.ledger import Ledger
 from srl.driver.policy import PolicyUpdate
 from srl.driver.selection import Selection
-from srl.learner.checkpoint import Checkpoints, read_state
+from srl.learner.checkpoint import WHOLE, Checkpoints, read_state
 from srl.observe.records import forget
 from srl.observe.run_directory import RunDirectory, identity
 from srl.weights.bucket import folder_tensors, write_bucket
@@ -87,11 +87,12 @@ def load(
 
 
 def restore_best(folder: Path, best: Path) -> None:
-    """The best policy of a checkpoint that was fetched from elsewhere, where there is none."""
-    if (folder / "best").is_dir() and not best.exists():
+    """The best policy of a checkpoint, where there is none or, if it was fetched, one of before."""
+    if (folder / "best").is_dir() and ((folder / WHOLE).exists() or not best.exists()):
         partial = best.with_name(best.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(folder / "best", partial)
+        shutil.rmtree(best, ignore_errors=True)
         partial.rename(best)
 
 

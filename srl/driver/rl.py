@@ -122,7 +122,7 @@ class Training:
         """
         self.rest()
         self.update.rebuild()
-        if (folder := self.store.latest()) is None:
+        if (folder := self.store.latest_here()) is None:
             self.begin()
             return
         before, in_flight = self.step, self.ledger.to_record()

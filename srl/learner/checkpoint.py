@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from srl.config import ConfigError
 from srl.protocols.chat import first_line
 
+STEP = "step-" + 8 * "[0-9]"
 PARTIAL = ".partial"
 WHOLE = "whole"  # the file that says that an upload ended
 UPLOAD_S = 3600.0  # longest wait for one checkpoint to be copied away
@@ -64,8 +65,7 @@ class Checkpoints:
     """The checkpoints of one training, newest last; the `keep` newest are kept.
 
     With `upload`, any path that fsspec can write (s3://, gs://, file://), whole checkpoints are copied there in the background,
-    one at a time: while one is on its way later ones are not sent. What is there is fetched when nothing is here, if it is this
-    training's: `owner` says whose they are, and is stored with every one.
+    one at a time: while one is on its way later ones are not sent. `owner` says whose they are, and is stored with every one.
     """
 
     def __init__(self, folder: Path, keep: int, upload: str = "", owner: str = ""):
@@ -73,14 +73,21 @@ class Checkpoints:
         self.sending: tuple[Path, Future] | None = None
 
     def steps(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*[0-9]"))
+        return sorted(step_of(path) for path in self.folder.glob(STEP))
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def latest(self) -> Path | None:
-        if self.upload and not self.steps():
-            self._fetch()
+        """To begin with: the newest of those here and of those uploaded, from wherever; the latter is fetched.
+
+        Raises ConfigError when another training's checkpoints are there.
+        """
+        if self.upload:
+            self._fetch_later()
+        return self.latest_here()
+
+    def latest_here(self) -> Path | None:
         return self.path(steps[-1]) if (steps := self.steps()) else None
 
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> None:
@@ -136,8 +143,8 @@ class Checkpoints:
     def check_upload(self) -> None:
         """Raises ConfigError when another training's checkpoints are there."""
         files, root = url_to_fs(self.upload)
-        for whole in uploaded(files, root):
-            if files.cat_file(whole).decode() != self.owner:
+        for folder in uploaded(files, root):
+            if files.cat_file(f"{folder}/{WHOLE}").decode() != self.owner:
                 raise ConfigError(
                     f"learner.upload: {self.upload} holds checkpoints of another configuration: choose another run.name, or "
                     "fresh=true to delete them"
@@ -146,20 +153,25 @@ class Checkpoints:
     def clear_upload(self) -> None:
         """Delete the checkpoints that are there, whoever's they are."""
         files, root = url_to_fs(self.upload)
-        for folder in files.glob(f"{root}/step-*"):
+        for folder in files.glob(f"{root}/{STEP}"):
             files.rm(folder, recursive=True)
 
-    def _fetch(self) -> None:
+    def _fetch_later(self) -> None:
+        """The newest that is there, if it is later than all here; its file WHOLE tells it from those that were saved here."""
         self.check_upload()
         files, root = url_to_fs(self.upload)
-        if whole := uploaded(files, root):
-            source = whole[-1].rpartition("/")[0]
-            target = self.folder / source.rpartition("/")[2]
+        there, here = uploaded(files, root), self.steps()
+        if there and (not here or step_of(there[-1]) > here[-1]):
+            target = self.path(step_of(there[-1]))
             partial = target.with_name(target.name + PARTIAL)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            files.get(f"{source}/", f"{partial}/", recursive=True)
+            files.get(f"{there[-1]}/", f"{partial}/", recursive=True)
             partial.rename(target)
+
+
+def step_of(folder: str | Path) -> int:
+    return int(Path(folder).name.removeprefix("step-"))
 
 
 def check_writable(url: str) -> None:
@@ -188,8 +200,9 @@ def check_writable(url: str) -> None:
 
 
 def uploaded(files: AbstractFileSystem, root: str) -> list[str]:
-    """The files WHOLE of the checkpoints there, oldest first."""
-    return sorted(files.glob(f"{root}/step-*/{WHOLE}"))
+    """The folders of the whole checkpoints there, oldest first."""
+    files.invalidate_cache()  # other machines write there too
+    return sorted((whole.rpartition("/")[0] for whole in files.glob(f"{root}/{STEP}/{WHOLE}")), key=step_of)
 
 
 def begin_copying(folder: Path, url: str, keep: int, owner: str) -> Future:
@@ -207,11 +220,13 @@ def begin_copying(folder: Path, url: str, keep: int, owner: str) -> Future:
 
 
 def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
-    """Copy a checkpoint; the file WHOLE, which names the owner, is written last.
+    """Copy a checkpoint; the file WHOLE, which names the owner, is written last. Deleted there are earlier ones beyond `keep`.
 
-    Deleted there are earlier ones beyond `keep`, and later ones: training goes on from this one, and they are of another past.
+    Raises FileExistsError when a later one is there: training began with the latest, so another process goes on with it too.
     """
     files, root = url_to_fs(url)
+    if (there := uploaded(files, root)) and step_of(there[-1]) > step_of(folder):
+        raise FileExistsError(f"{Path(there[-1]).name} is there, of another process that trains under this run.name")
     target = f"{root}/{folder.name}"
     if files.exists(target):
         files.rm(target, recursive=True)
@@ -221,11 +236,8 @@ def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
         files.makedirs(remote.rpartition("/")[0], exist_ok=True)
         files.put_file(str(file), remote)
     files.pipe_file(f"{target}/{WHOLE}", owner.encode())
-    steps = [whole.rpartition("/")[0] for whole in uploaded(files, root)]
-    kept = [step for step in steps if step.rpartition("/")[2] <= folder.name][-keep:]
-    for other in steps:
-        if other not in kept:
-            files.rm(other, recursive=True)
+    for old in uploaded(files, root)[:-keep]:
+        files.rm(old, recursive=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
