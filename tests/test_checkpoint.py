@@ -90,3 +90,16 @@ def test_an_upload_that_was_cut_off_does_not_count(tmp_path):
         here.sending[1].result(60)
     (tmp_path / "far" / "step-00000002" / "whole").unlink()
     assert read_state(Checkpoints(tmp_path / "there", keep=3, upload=url).latest()) == {"step": 1}
+
+
+def test_what_uploads_that_were_cut_off_have_left_goes_with_the_next_whole_one(tmp_path):
+    far = tmp_path / "far"
+    here = Checkpoints(tmp_path / "here", keep=2, upload=f"file://{far}")
+    for step in (1, 2, 5):
+        for killed in (step - 1, step, 9):  # before, while it is copied for the first time, and of a past that was given up
+            (far / f"step-{killed:08d}").mkdir(parents=True, exist_ok=True)
+            (far / f"step-{killed:08d}" / "part-0.safetensors").touch()
+        here.save(step, {"step": step}, write)
+        here.sending[1].result(60)
+    assert sorted(path.name for path in far.iterdir()) == ["step-00000002", "step-00000005"]
+    assert all((folder / "whole").exists() for folder in far.iterdir())

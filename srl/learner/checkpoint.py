@@ -220,7 +220,8 @@ def begin_copying(folder: Path, url: str, keep: int, owner: str) -> Future:
 
 
 def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
-    """Copy a checkpoint; the file WHOLE, which names the owner, is written last. Deleted there are earlier ones beyond `keep`.
+    """Copy a checkpoint; the file WHOLE, which names the owner, is written last. Then all but the `keep` newest
+    whole ones are deleted there, also what uploads that were cut off have left: they go one at a time.
 
     Raises FileExistsError when a later one is there: training began with the latest, so another process goes on with it too.
     """
@@ -236,8 +237,10 @@ def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
         files.makedirs(remote.rpartition("/")[0], exist_ok=True)
         files.put_file(str(file), remote)
     files.pipe_file(f"{target}/{WHOLE}", owner.encode())
-    for old in uploaded(files, root)[:-keep]:
-        files.rm(old, recursive=True)
+    kept = [step_of(whole) for whole in uploaded(files, root)[-keep:]]
+    for other in files.glob(f"{root}/{STEP}"):
+        if step_of(other) not in kept:
+            files.rm(other, recursive=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
