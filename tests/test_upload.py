@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from time import monotonic
 from types import SimpleNamespace
 
 import pytest
@@ -96,7 +98,7 @@ def test_a_step_is_not_uploaded_beside_later_ones_and_deletes_none(tmp_path):
     store, _ = two_machines(tmp_path)
     store.save(6, {"step": 6}, lambda folder: None)
     there = "step-00000020 is there, of another process that trains under this run.name"
-    with pytest.raises(ConfigError, match=f"learner.upload: step-00000006 was not copied to file://{tmp_path}/far: {there}"):
+    with pytest.raises(ConfigError, match=f"step-00000006, kept in {tmp_path}/first, was not copied to .*: {there}"):
         store.close()
     assert steps_there(tmp_path / "far") == ["step-00000019", "step-00000020"]
 
@@ -198,19 +200,21 @@ def test_a_run_that_ends_well_waits_for_its_last_upload_and_no_longer_than_the_d
     monkeypatch.setattr(checkpoint, "copy_out", lambda *arguments: Event().wait(5))
     store = Checkpoints(tmp_path / "here", 2, "file:///nowhere", "owner")
     store.save(1, {}, lambda folder: None)
-    with pytest.raises(ConfigError, match="learner.upload: step-00000001 was not copied to file:///nowhere in 0.2 s"):
+    with pytest.raises(
+        ConfigError, match="learner.upload: step-00000001, kept in .*, was not copied to file:///nowhere in 0.2 s"
+    ):
         store.close()
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("locked://bucket/runs", "nothing can be written to {}/tiny: NoCredentialsError: Unable to locate credentials"),
+        ("locked://bucket/runs", "nothing could be written to {}/tiny: NoCredentialsError: Unable to locate credentials"),
         (
             "file:///dev/null/far",
-            "nothing can be written to {}/tiny: NotADirectoryError: [Errno 20] Not a directory: '/dev/null/far",
+            "nothing could be written to {}/tiny: NotADirectoryError: [Errno 20] Not a directory: '/dev/null/far",
         ),
-        ("silent://bucket/runs", "{}/tiny has not taken a file in 0.2 s"),
+        ("silent://bucket/runs", "nothing could be written to {}/tiny in 0.2 s"),
     ],
 )
 def test_a_place_that_takes_no_file_is_refused_before_anything_starts(tmp_path, capfd, monkeypatch, url: str, message: str):
@@ -221,6 +225,44 @@ def test_a_place_that_takes_no_file_is_refused_before_anything_starts(tmp_path, 
     errors = [line for line in capfd.readouterr().err.splitlines() if line]
     assert len(errors) == 1 and f"srl: learner.upload: {message.format(url)}" in errors[0]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("silent", "call", "message"),
+    [
+        ("get", Checkpoints.latest, "step-00000001 was not fetched from {} in 0.2 s"),
+        ("glob", Checkpoints.latest, "the checkpoints in {} were not listed in 0.2 s"),
+        ("cat_file", Checkpoints.check_upload, "the checkpoints in {} were not listed in 0.2 s"),
+        ("rm", Checkpoints.clear_upload, "the checkpoints in {} were not deleted in 0.2 s"),
+    ],
+)
+def test_a_store_that_stops_answering_is_not_waited_for(tmp_path, monkeypatch, silent: str, call: Callable, message: str):
+    kind = type("Stopping", (MemoryFileSystem,), {"protocol": f"stopping-{silent}"})
+    register_implementation(kind.protocol, kind, clobber=True)
+    url = f"{kind.protocol}://bucket/run"
+    save_step(Checkpoints(tmp_path / "here", 2, url, "owner"), 1)
+    for limit in ("UPLOAD_S", "ANSWER_S"):
+        monkeypatch.setattr(checkpoint, limit, 0.2)
+    monkeypatch.setattr(kind, silent, lambda *arguments, **options: Event().wait(5))
+    started = monotonic()
+    with pytest.raises(ConfigError, match=f"learner.upload: {message.format(url)}"):
+        call(Checkpoints(tmp_path / "there", 2, url, "owner"))
+    assert monotonic() - started < 4 and Checkpoints(tmp_path / "there", 2).latest() is None
+
+
+def test_a_store_that_cannot_be_listed_or_read_is_named(tmp_path, monkeypatch):
+    class Refusing(MemoryFileSystem):
+        protocol = "refusing"
+
+    def refuse(*arguments, **options) -> None:
+        raise NoCredentialsError("the token has expired\nand more")
+
+    register_implementation("refusing", Refusing, clobber=True)
+    save_step(Checkpoints(tmp_path / "here", 2, "refusing://bucket/run", "owner"), 1)
+    for method, what in (("get", "step-00000001 was not fetched from"), ("glob", "the checkpoints in")):
+        monkeypatch.setattr(Refusing, method, refuse)
+        with pytest.raises(ConfigError, match=f"upload: {what} refusing://.*: NoCredentialsError: the token has expired$"):
+            Checkpoints(tmp_path / "there", 2, "refusing://bucket/run", "owner").latest()
 
 
 def test_the_trial_of_an_upload_leaves_nothing_behind(tmp_path):

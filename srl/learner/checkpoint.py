@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fsspec import AbstractFileSystem
@@ -24,11 +24,12 @@ from safetensors.torch import save_file
 from srl.config import ConfigError
 from srl.protocols.chat import first_line
 
+T = TypeVar("T")
 STEP = "step-" + 8 * "[0-9]"
 PARTIAL = ".partial"
 WHOLE = "whole"  # the file that says that an upload ended
-UPLOAD_S = 3600.0  # longest wait for one checkpoint to be copied away
-ANSWER_S = 60.0  # longest wait for a place to take its first file
+UPLOAD_S = 3600.0  # longest wait for one checkpoint to be copied, there or here, or for all to be deleted
+ANSWER_S = 60.0  # longest wait for a place to take its first file or to list what it has
 
 
 def write_part(folder: Path, rank: int, tensors: dict[str, torch.Tensor], steps: int, generator: torch.Tensor) -> None:
@@ -81,7 +82,7 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """To begin with: the newest of those here and of those uploaded, from wherever; the latter is fetched.
 
-        Raises ConfigError when another training's checkpoints are there.
+        Raises ConfigError when another training's checkpoints are there, or the place does not answer.
         """
         if self.upload:
             self._fetch_later()
@@ -126,48 +127,57 @@ class Checkpoints:
             if not self.sending[1].done():
                 return
             self._sent()
-        self.sending = folder, begin_copying(folder, self.upload, self.keep, self.owner)
+        self.sending = folder, begin(lambda: copy_out(folder, self.upload, self.keep, self.owner))
 
     def _sent(self) -> None:
         """Wait for the upload that is under way. Raises ConfigError when it fails or takes longer than `UPLOAD_S`."""
         folder, copying = self.sending
-        wait([copying], UPLOAD_S)
-        if not copying.done():
-            raise ConfigError(f"learner.upload: {folder.name} was not copied to {self.upload} in {UPLOAD_S:g} s")
-        if error := copying.exception():
-            kept = f"it is kept in {folder.parent}"
-            raise ConfigError(
-                f"learner.upload: {folder.name} was not copied to {self.upload}: {first_line(error)}; {kept}"
-            ) from error
+        finish(copying, UPLOAD_S, f"{folder.name}, kept in {folder.parent}, was not copied to {self.upload}")
 
-    def check_upload(self) -> None:
-        """Raises ConfigError when another training's checkpoints are there."""
-        files, root = url_to_fs(self.upload)
-        for folder in uploaded(files, root):
-            if files.cat_file(f"{folder}/{WHOLE}").decode() != self.owner:
-                raise ConfigError(
-                    f"learner.upload: {self.upload} holds checkpoints of another configuration: choose another run.name, or "
-                    "fresh=true to delete them"
-                )
+    def check_upload(self) -> list[str]:
+        """The folders of the whole checkpoints there, oldest first.
+
+        Raises ConfigError when another training's are there, or the place does not answer.
+        """
+
+        def look() -> dict[str, str]:
+            files, root = url_to_fs(self.upload)
+            return {folder: files.cat_file(f"{folder}/{WHOLE}").decode() for folder in uploaded(files, root)}
+
+        owners = finish(begin(look), ANSWER_S, f"the checkpoints in {self.upload} were not listed")
+        if any(owner != self.owner for owner in owners.values()):
+            raise ConfigError(
+                f"learner.upload: {self.upload} holds checkpoints of another configuration: choose another run.name, or "
+                "fresh=true to delete them"
+            )
+        return list(owners)
 
     def clear_upload(self) -> None:
-        """Delete the checkpoints that are there, whoever's they are."""
-        files, root = url_to_fs(self.upload)
-        for folder in files.glob(f"{root}/{STEP}"):
-            files.rm(folder, recursive=True)
+        """Delete the checkpoints that are there, whoever's they are. Raises ConfigError when that fails."""
+
+        def clear() -> None:
+            files, root = url_to_fs(self.upload)
+            for folder in files.glob(f"{root}/{STEP}"):
+                files.rm(folder, recursive=True)
+
+        finish(begin(clear), UPLOAD_S, f"the checkpoints in {self.upload} were not deleted")
 
     def _fetch_later(self) -> None:
         """The newest that is there, if it is later than all here; its file WHOLE tells it from those that were saved here."""
-        self.check_upload()
-        files, root = url_to_fs(self.upload)
-        there, here = uploaded(files, root), self.steps()
-        if there and (not here or step_of(there[-1]) > here[-1]):
-            target = self.path(step_of(there[-1]))
-            partial = target.with_name(target.name + PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+        there, here = self.check_upload(), self.steps()
+        if not there or (here and step_of(there[-1]) <= here[-1]):
+            return
+        target = self.path(step_of(there[-1]))
+        partial = target.with_name(target.name + PARTIAL)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+        def fetch() -> None:
+            files, _ = url_to_fs(self.upload)
             files.get(f"{there[-1]}/", f"{partial}/", recursive=True)
-            partial.rename(target)
+
+        finish(begin(fetch), UPLOAD_S, f"{target.name} was not fetched from {self.upload}")
+        partial.rename(target)
 
 
 def step_of(folder: str | Path) -> int:
@@ -176,27 +186,15 @@ def step_of(folder: str | Path) -> int:
 
 def check_writable(url: str) -> None:
     """Raises ConfigError when nothing can be written and listed there: no credentials, no such place, no answer."""
-    failed: list[Exception] = []
 
     def write() -> None:
-        try:
-            files, root = url_to_fs(url)
-            files.makedirs(root, exist_ok=True)
-            files.pipe_file(f"{root}/writable", b"srl")
-            files.rm(f"{root}/writable")
-            uploaded(files, root)
-        except Exception as error:  # every kind of store has exceptions of its own
-            failed.append(error)
+        files, root = url_to_fs(url)
+        files.makedirs(root, exist_ok=True)
+        files.pipe_file(f"{root}/writable", b"srl")
+        files.rm(f"{root}/writable")
+        uploaded(files, root)
 
-    trial = threading.Thread(target=write, daemon=True, name="upload-trial")
-    trial.start()
-    trial.join(ANSWER_S)
-    if trial.is_alive():
-        raise ConfigError(f"learner.upload: {url} has not taken a file in {ANSWER_S:g} s")
-    if failed:
-        raise ConfigError(
-            f"learner.upload: nothing can be written to {url}: {type(failed[0]).__name__}: {first_line(failed[0])}"
-        ) from failed[0]
+    finish(begin(write), ANSWER_S, f"nothing could be written to {url}")
 
 
 def uploaded(files: AbstractFileSystem, root: str) -> list[str]:
@@ -205,18 +203,28 @@ def uploaded(files: AbstractFileSystem, root: str) -> list[str]:
     return sorted((whole.rpartition("/")[0] for whole in files.glob(f"{root}/{STEP}/{WHOLE}")), key=step_of)
 
 
-def begin_copying(folder: Path, url: str, keep: int, owner: str) -> Future:
-    """`copy_out` on a thread that a process which ends early, after an error or a stop, does not wait for."""
-    copying: Future = Future()
+def begin(call: Callable[[], T]) -> Future[T]:
+    """The call to a store, on a thread that a process which ends early, after an error or a stop, does not wait for."""
+    calling: Future[T] = Future()
 
-    def copy() -> None:
+    def run() -> None:
         try:
-            copying.set_result(copy_out(folder, url, keep, owner))
+            calling.set_result(call())
         except Exception as error:  # every kind of store has exceptions of its own
-            copying.set_exception(error)
+            calling.set_exception(error)
 
-    threading.Thread(target=copy, daemon=True, name="upload-checkpoint").start()
-    return copying
+    threading.Thread(target=run, daemon=True, name="upload").start()
+    return calling
+
+
+def finish(calling: Future[T], seconds: float, failure: str) -> T:
+    """What the call returns. Raises ConfigError with `failure` when the store fails or takes longer."""
+    wait([calling], seconds)
+    if not calling.done():
+        raise ConfigError(f"learner.upload: {failure} in {seconds:g} s")
+    if error := calling.exception():
+        raise ConfigError(f"learner.upload: {failure}: {type(error).__name__}: {first_line(error)}") from error
+    return calling.result()
 
 
 def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
