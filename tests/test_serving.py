@@ -7,13 +7,15 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -28,7 +30,7 @@ from srl.protocols.protocol import build_protocol
 from srl.rollout.loop import Limits
 from srl.serving import backend
 from srl.serving.app import Request, answer, create_app, opened
-from srl.serving.backend import Sample, complete, free_port, vllm_server
+from srl.serving.backend import Sample, Silence, complete, free_port, vllm_server
 from srl.serving.conversation import Writing, converse, kind_at_end, turns_of
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import StopReason, Trajectory, TurnKind
@@ -336,7 +338,8 @@ def test_a_seed_gives_every_turn_a_seed_of_its_own_and_every_request_the_same(ch
     request = Request(**asked(temperature=1.0, seed=2**70))
 
     async def whole() -> None:
-        async for _ in answer(opened(request, chat, Config()), request, behind, chat, Config(), "prompted"):
+        sample = functools.partial(complete, behind)
+        async for _ in answer(opened(request, chat, Config()), request, sample, chat, Config(), "prompted"):
             pass
 
     asyncio.run(whole())
@@ -429,6 +432,151 @@ def test_what_a_client_that_has_left_asked_for_is_no_longer_sampled(chat: Chat, 
 def test_models_and_health_are_those_of_vllm(endpoint):
     assert endpoint("GET", "/v1/models").json() == {"path": "/v1/models"}
     assert endpoint("GET", "/health").status_code == 200
+
+
+class Generation(httpx.AsyncByteStream):
+    """One whose tokens come when the test says so."""
+
+    def __init__(self):
+        self.begun, self.tokens = asyncio.Event(), asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.begun.set()
+        while True:
+            yield await self.tokens.get()
+            self.tokens.task_done()
+
+    async def token(self) -> None:
+        """Returns when the next one is waited for."""
+        self.tokens.put_nowait(line_of(10).encode())
+        await asyncio.wait_for(self.tokens.join(), 20)
+
+
+class Served:
+    """serve with rollout.hang_s=120 in front of a vLLM that calls itself healthy whatever its engine does."""
+
+    def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch):
+        self.now, self.generations = 0.0, list[Generation]()
+        monkeypatch.setattr(backend, "time", SimpleNamespace(monotonic=lambda: self.now))
+        behind = httpx.AsyncClient(transport=httpx.MockTransport(self._vllm), base_url="http://vllm")
+        monkeypatch.setattr("srl.serving.app.connect", lambda url, config: behind)
+        app = create_app("http://vllm", chat, Config(rollout={"hang_s": 120}), "long_chain")
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://srl")
+
+    def _vllm(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/v1/completions":
+            return httpx.Response(200)
+        self.generations.append(Generation())
+        return httpx.Response(200, stream=self.generations[-1])
+
+    async def ask(self) -> tuple[asyncio.Future, Generation]:
+        """Returns when its first token is waited for."""
+        count = len(self.generations)
+        question = asyncio.ensure_future(self.client.post("/v1/chat/completions", json=asked()))
+        while len(self.generations) == count:
+            await asyncio.sleep(0)
+        await asyncio.wait_for(self.generations[-1].begun.wait(), 20)
+        return question, self.generations[-1]
+
+    async def health(self, now: float) -> str:
+        """Empty when it is good, else why not."""
+        self.now = now
+        found = await self.client.get("/health")
+        assert found.status_code in (200, 503)
+        return "" if found.status_code == 200 else found.json()["error"]["message"]
+
+
+async def leave(question: asyncio.Future) -> None:
+    question.cancel()
+    with suppress(asyncio.CancelledError):
+        await question
+
+
+def test_health_is_bad_while_questions_are_open_and_no_token_of_any_comes(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+    async def story(served: Served) -> None:
+        first, generation = await served.ask()
+        assert await served.health(100) == ""
+        second, _ = await served.ask()
+        assert await served.health(120) == ""
+        assert (await served.health(121)).endswith("no token has come for 121.0 s, generations that wait for one: 2")
+        served.now = 100
+        await generation.token()
+        assert await served.health(220) == ""
+        assert await served.health(220.5) == (
+            "rollout.hang_s=120: no token has come for 120.5 s, generations that wait for one: 2"
+        )
+        await generation.token()
+        assert await served.health(340.5) == ""
+        await leave(first)
+        await leave(second)
+        assert await served.health(1000) == "", "nobody waits"
+        await leave((await served.ask())[0])
+
+    asyncio.run(story(Served(chat, monkeypatch)))
+
+
+def test_health_of_a_server_whose_tokens_come_is_good_while_another_question_still_waits(chat: Chat, monkeypatch):
+    async def story(served: Served) -> None:
+        (first, generation), (second, _) = await served.ask(), await served.ask()
+        for now in range(60, 601, 60):
+            assert await served.health(now) == ""
+            await generation.token()
+        await leave(first)
+        await leave(second)
+
+    asyncio.run(story(Served(chat, monkeypatch)))
+
+
+def test_clients_that_give_up_early_do_not_hide_an_engine_that_hangs(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+    async def story(served: Served) -> None:
+        for begin in (0, 1000):  # 50 s each, and what lies between them is no wait
+            served.now = begin
+            question, _ = await served.ask()
+            assert await served.health(begin + 50) == ""
+            await leave(question)
+        served.now = 2000
+        question, generation = await served.ask()
+        assert await served.health(2020) == ""
+        assert "no token has come for 121.0 s, generations that wait for one: 1" in await served.health(2021)
+        await generation.token()
+        assert await served.health(2022) == ""
+        await leave(question)
+
+    asyncio.run(story(Served(chat, monkeypatch)))
+
+
+def test_a_client_that_does_not_read_its_stream_is_no_silence_of_the_engine(monkeypatch: pytest.MonkeyPatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(backend, "time", clock)
+    silence = Silence()
+
+    async def samples() -> AsyncIterator[Sample]:
+        for token in (1, 2):
+            clock.now += 7
+            assert silence.waiting == 1 and silence.seconds() == 7
+            yield Sample(token, -0.5)
+
+    async def story() -> None:
+        async for _ in silence.heard(samples()):
+            clock.now += 500
+            assert silence.waiting == 0 and silence.seconds() == 0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 503), ("/v1/models", 504)])
+def test_a_server_that_accepts_and_never_answers_is_told_as_one_soon(chat: Chat, monkeypatch, path: str, status: int):
+    monkeypatch.setattr("srl.serving.app.ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        app = create_app(f"http://127.0.0.1:{silent.getsockname()[1]}", chat, Config(), "long_chain")
+
+        async def once() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://srl") as client:
+                return await asyncio.wait_for(client.get(path), 20)
+
+        found = asyncio.run(once())
+    assert found.status_code == status
+    assert found.json()["error"]["message"] == f"vLLM's server has not answered {path} for 0.2 s"
 
 
 @pytest.fixture(scope="module")

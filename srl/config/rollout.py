@@ -78,7 +78,12 @@ class RolloutConfig(Section):
         description="Longest wait for a group, or for weights to load, on one worker, seconds; while the driver trains "
         "or grades, this and `hang_s` do not pass.",
     )
-    hang_s: float = Field(120, gt=0, description="Longest time without an engine step while there is work, seconds.")
+    hang_s: float = Field(
+        120,
+        gt=0,
+        description="Longest time without an engine step (in `serve`, where /health is 503 then: without a token) while there is "
+        "work, seconds.",
+    )
     start_timeout_s: float = Field(300, gt=0, description="Longest wait for an engine to start, seconds.")
     retries: int = Field(2, ge=0, description="How often a group is tried again after its worker died; then it has failed.")
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,10 +22,11 @@ from srl.config import Config, ConfigError
 from srl.protocols.chat import Chat
 from srl.protocols.protocol import build_protocol
 from srl.rollout.loop import limits, turn_seed
-from srl.serving.backend import ServerError, complete, connect
+from srl.serving.backend import Sample, ServerError, Silence, complete, connect
 from srl.serving.conversation import Piece, converse, turns_of
 from srl.trajectory import StopReason, Trajectory
 
+ANSWER_S = 5.0  # longest wait for what vLLM's server tells of itself, without its engine
 CLIENT_LEFT = 499  # what proxies call it; nobody reads it
 
 
@@ -69,14 +70,20 @@ class Request(BaseModel):
 
 
 def create_app(url: str, chat: Chat, config: Config, protocol: str) -> FastAPI:
-    """Endpoints in front of the vLLM server at `url`: /v1/chat/completions, /v1/models, /health."""
+    """Endpoints in front of the vLLM server at `url`: /v1/chat/completions, /v1/models, /health.
+
+    vLLM calls an engine that hangs healthy; here /health is 503 when generations wait and no token comes for rollout.hang_s.
+    """
     app = FastAPI(title="srl")
-    client = connect(url, config)
+    client, silence = connect(url, config), Silence()
+
+    def sample(*wanted: Any) -> AsyncIterator[Sample]:
+        return silence.heard(complete(client, *wanted))
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request, call: Call) -> Response:
         trajectory = opened(request, chat, config)
-        pieces = answer(trajectory, request, client, chat, config, protocol)
+        pieces = answer(trajectory, request, sample, chat, config, protocol)
         if request.stream:
             chunks = events(trajectory, pieces, request.stream_options.include_usage)
             return StreamingResponse(chunks, media_type="text/event-stream")
@@ -86,15 +93,22 @@ def create_app(url: str, chat: Chat, config: Config, protocol: str) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return await passed_on("/v1/models")
+        return await passed_on("/v1/models", 504)
 
     @app.get("/health")
     async def health() -> Response:
-        return await passed_on("/health")
+        limit, seconds = config.rollout.hang_s, silence.seconds()
+        if seconds > limit:
+            waiting = f"no token has come for {seconds:.1f} s, generations that wait for one: {silence.waiting}"
+            raise ServerError(503, f"rollout.hang_s={limit:g}: {waiting}")
+        return await passed_on("/health", 503)
 
-    async def passed_on(path: str) -> Response:
+    async def passed_on(path: str, late: int) -> Response:
+        """Raises ServerError, with the status `late` when nothing is said for ANSWER_S."""
         try:
-            found = await client.get(path)
+            found = await client.get(path, timeout=ANSWER_S)
+        except httpx.TimeoutException:
+            raise ServerError(late, f"vLLM's server has not answered {path} for {ANSWER_S:g} s") from None
         except httpx.TransportError as error:
             raise ServerError(503, f"vLLM's server cannot be reached: {error or type(error).__name__}") from None
         return Response(found.content, found.status_code, media_type=found.headers.get("content-type"))
@@ -139,16 +153,21 @@ def opened(request: Request, chat: Chat, config: Config) -> Trajectory:
 
 
 def answer(
-    trajectory: Trajectory, request: Request, client: httpx.AsyncClient, chat: Chat, config: Config, protocol: str
+    trajectory: Trajectory,
+    request: Request,
+    sample: Callable[..., AsyncIterator[Sample]],
+    chat: Chat,
+    config: Config,
+    protocol: str,
 ) -> AsyncIterator[Piece]:
-    """Under the limits of a rollout, or narrower ones of the request."""
+    """Under the limits of a rollout, or narrower ones of the request. `sample` is `complete` of a client."""
     asked = [most for most in (request.max_completion_tokens, request.max_tokens, config.protocol.max_tokens) if most]
     bounds = replace(limits(config), max_tokens=min(asked, default=0), top_p=request.top_p or config.rollout.top_p)
 
     def generate(token_ids: list[int], max_tokens: int):
         # Another one for each turn: with the same, a revision falls into the errors of the attempt.
         seed = None if request.seed is None else turn_seed(replace(trajectory, id=""))
-        return complete(client, token_ids, max_tokens, request.temperature, seed, chat.stop_ids, bounds.top_p)
+        return sample(token_ids, max_tokens, request.temperature, seed, chat.stop_ids, bounds.top_p)
 
     rules = build_protocol(protocol, config, chat)
     return converse(trajectory, rules, chat, generate, grammar=config.protocol.grammar, limits=bounds)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,46 @@ class Sample:
     token_id: int
     logprob: float
     last_by_length: bool = False
+
+
+@dataclass(slots=True)
+class Silence:
+    """For how long generations have waited for a token and none of any has come.
+
+    A token that nobody has taken yet is no silence: a client that does not read its stream says nothing of the engine. One that
+    leaves does not end it either: the next wait goes on counting where the last one stopped.
+    """
+
+    waiting: int = 0  # generations
+    since: float = 0.0  # time.monotonic() of the last token, or of the beginning of the present waits
+    before: float = 0.0  # seconds of earlier waits that ended without a token
+
+    def seconds(self) -> float:
+        """0 while nothing waits."""
+        return self.before + time.monotonic() - self.since if self.waiting else 0.0
+
+    async def heard(self, samples: AsyncIterator[Sample]) -> AsyncIterator[Sample]:
+        """The same samples, listened to."""
+        async with aclosing(samples):
+            while True:
+                with self._one_waits():
+                    sample = await anext(samples, None)
+                if sample is None:
+                    return
+                self.since, self.before = time.monotonic(), 0.0
+                yield sample
+
+    @contextmanager
+    def _one_waits(self) -> Iterator[None]:
+        if not self.waiting:
+            self.since = time.monotonic()
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            if not self.waiting:
+                self.before += time.monotonic() - self.since
 
 
 class ServerError(RuntimeError):
