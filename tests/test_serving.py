@@ -30,7 +30,7 @@ from srl.protocols.protocol import build_protocol
 from srl.rollout.loop import Limits
 from srl.serving import backend
 from srl.serving.app import Request, answer, create_app, opened
-from srl.serving.backend import Sample, Silence, complete, free_port, vllm_server
+from srl.serving.backend import Sample, Silence, complete, connect, free_port, vllm_server
 from srl.serving.conversation import Writing, converse, kind_at_end, turns_of
 from srl.tasks.problems import Problem, chain_problems
 from srl.trajectory import StopReason, Trajectory, TurnKind
@@ -81,6 +81,20 @@ def test_the_log_of_a_server_that_was_killed_is_kept_for_whoever_is_told(tmp_pat
         server.process.kill()
         server.process.wait()
     assert Path(str(refused.value).split()[-1].rstrip(")")).is_file()
+
+
+def test_a_proxy_of_the_environment_does_not_stand_before_the_server_that_was_started_here(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "command", lambda model, port, config: [sys.executable, "-c", HEALTHY, str(port)])
+    for name in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        for variable in (name, name.lower()):
+            monkeypatch.setenv(variable, "" if name == "NO_PROXY" else "http://127.0.0.1:9")  # nobody listens at port 9
+
+    async def found(url: str) -> int:
+        async with connect(url, Config()) as client:
+            return (await client.get("/health")).status_code
+
+    with vllm_server("", Config(rollout={"start_timeout_s": 20})) as server:
+        assert asyncio.run(found(server.url)) == 200
 
 
 @pytest.mark.parametrize("threads", [1, 3])

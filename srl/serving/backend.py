@@ -175,7 +175,7 @@ def wait_until_up(server: Server, limit: float) -> None:
     while time.monotonic() < deadline:
         server.check()
         try:
-            if httpx.get(f"{server.url}/health", timeout=2).status_code == 200:
+            if httpx.get(f"{server.url}/health", timeout=2, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass
@@ -190,9 +190,10 @@ def last_error(log: Path) -> str:
 
 def connect(url: str, config: Config) -> httpx.AsyncClient:
     """A client with as many connections as requests, each used once: vLLM closes those that have been idle for as long as httpx
-    would keep them, and a request on one that is being closed fails."""
+    would keep them, and a request on one that is being closed fails. The address is our own: no proxy of the environment stands
+    before it."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(config.rollout.timeout_s), limits=limits)
+    return httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(config.rollout.timeout_s), limits=limits, trust_env=False)
 
 
 async def complete(
