@@ -1,11 +1,18 @@
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
+from ray._raylet import GcsClient
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
 from srl.config import Config, ConfigError, load_config
 from srl.driver import cluster
-from srl.driver.resources import Node, alive_nodes, shortage
+from srl.driver.resources import Node, alive_nodes, demand, shortage
 
 
 def config(*overrides: str) -> Config:
@@ -82,6 +89,14 @@ def test_an_engine_beside_a_learner_needs_cpus_and_no_gpu_of_its_own():
     )
 
 
+def test_what_an_autoscaler_is_asked_for_is_every_actor_with_its_labels():
+    asked = config("learner.workers=2", "learner.gpus=1", "learner.cpus=4", "learner.nodes.srl-role=learner", "reward.workers=2")
+    rollout, pipelines, grader, learner = {"CPU": 1}, {"CPU": 1}, {"CPU": 0.25}, {"CPU": 4, "GPU": 1}
+    place = {"srl-role": "learner"}
+    assert demand(asked, True) == ([pipelines, grader, grader, learner, learner, rollout], [{}, {}, {}, place, place, {}])
+    assert demand(asked, False) == ([pipelines, grader, grader, rollout], [{}] * 4)
+
+
 def test_dead_nodes_do_not_count():
     node = {"NodeManagerAddress": "a", "Resources": {"CPU": 4.0, "memory": 1e9}, "Labels": {"ray.io/node-id": "x"}, "Alive": True}
     assert alive_nodes([node, {**node, "Alive": False}]) == [Node("a", 4.0, 0.0, {"ray.io/node-id": "x"})]
@@ -135,6 +150,65 @@ def test_rays_head_forgets_old_calls_of_actors(monkeypatch):
         ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def autoscaled() -> Iterator[Callable[[], dict[str, int]]]:
+    """A Ray whose head believes in an autoscaler. Tells what that is asked to have room for: how many of each bundle with the
+    labels of its node."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_enable_autoscaler_v2", "1")
+        patch.setattr("ray.autoscaler.v2.utils.cached_is_autoscaler_v2", None)
+        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="ERROR")
+        gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+
+        def asked() -> dict[str, int]:
+            requests = [
+                each for found in get_cluster_resource_state(gcs).cluster_resource_constraints for each in found.resource_requests
+            ]
+            return {named(each.request): each.count for each in requests}
+
+        yield asked
+        ray.shutdown()
+
+
+def named(request: Any) -> str:
+    labels = [rule for selector in request.label_selectors for rule in selector.label_constraints]
+    return " ".join(
+        [f"{amount:g} {name}" for name, amount in request.resources_bundle.items()]
+        + [f"{rule.label_key}={','.join(rule.label_values)}" for rule in labels]
+    )
+
+
+@pytest.mark.parametrize("end", ["room", "too late", "stopped"])
+def test_while_a_job_waits_for_nodes_an_autoscaler_is_asked_for_its_actors_and_for_nothing_afterwards(
+    autoscaled, monkeypatch, end
+):
+    clock = SimpleNamespace(
+        now=0.0, monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
+    )
+    looks: list[dict[str, int]] = []
+
+    def nodes() -> list[dict]:
+        looks.append(autoscaled())
+        if len(looks) == 2:  # another job waits too
+            request_resources(bundles=[{"CPU": 64}])
+        if len(looks) == 4 and end == "stopped":
+            raise KeyboardInterrupt
+        cpus = 99.0 if len(looks) == 4 and end == "room" else 2.0
+        return [{"NodeManagerAddress": "a", "Resources": {"CPU": cpus}, "Labels": {"srl-role": "cpu"}, "Alive": True}]
+
+    monkeypatch.setattr(cluster.ray, "nodes", nodes)
+    monkeypatch.setattr(cluster, "time", clock)
+    ended = {
+        "room": nullcontext(),
+        "too late": pytest.raises(ConfigError, match="nodes_wait_s=3"),
+        "stopped": pytest.raises(KeyboardInterrupt),
+    }
+    with ended[end]:
+        cluster.check_cluster(config("reward.workers=24", "reward.nodes.srl-role=cpu"), 3)
+    ours = {"1 CPU": 3, "0.25 CPU srl-role=cpu": 24}  # rollout, learner and pipelines; graders
+    assert looks == [{}, ours, ours, ours] and autoscaled() == {}
+
+
 def test_a_job_that_starts_before_its_nodes_have_joined_waits_for_them(monkeypatch, capsys):
     def node(name: str, cpus: float) -> dict:
         return {"NodeManagerAddress": name, "Resources": {"CPU": cpus}, "Labels": {}, "Alive": True}
@@ -142,6 +216,7 @@ def test_a_job_that_starts_before_its_nodes_have_joined_waits_for_them(monkeypat
     tables = iter([[node("head", 0.0)], [node("head", 0.0)], [node("head", 0.0), node("worker", 8.0)]])
     monkeypatch.setattr(cluster.ray, "nodes", lambda: next(tables))
     monkeypatch.setattr(cluster, "NODES_LOOK_S", 0)
+    monkeypatch.setattr(cluster, "request_resources", lambda *asked: None)
     cluster.check_cluster(config(), 60)
     assert next(tables, None) is None, "it began before the last node had joined"
     said = capsys.readouterr().out
@@ -151,5 +226,6 @@ def test_a_job_that_starts_before_its_nodes_have_joined_waits_for_them(monkeypat
 def test_nodes_that_do_not_come_end_the_job_with_what_is_there(monkeypatch):
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [])
     monkeypatch.setattr(cluster, "NODES_LOOK_S", 0)
+    monkeypatch.setattr(cluster, "request_resources", lambda *asked: None)
     with pytest.raises(ConfigError, match=r"learner.workers=1 asked, 0 of them fit.*waited run.nodes_wait_s=0.01 for more"):
         cluster.check_cluster(config(), 0.01)

@@ -12,9 +12,10 @@ from unittest.mock import patch
 
 import ray
 import ray.data
+from ray.autoscaler.sdk import request_resources
 
 from srl.config import Config, ConfigError
-from srl.driver.resources import alive_nodes, shortage
+from srl.driver.resources import alive_nodes, demand, shortage
 from srl.observe.progress import say
 
 ANSWER_S = 10.0  # longest wait for a cluster's head to take a connection
@@ -139,12 +140,19 @@ def check_cluster(config: Config, wait_s: float, trains: bool = True) -> None:
     """Raises ConfigError when the cluster cannot hold all actors at once, asked and present side by side.
 
     A job may begin before the cluster's nodes have joined: KubeRay submits it as soon as the head answers. They are waited for.
+    Meanwhile an autoscaler, if there is one, is asked for them: no actor is there yet for whose sake it would start any.
     """
-    begun, told = time.monotonic(), False
-    while lack := shortage(config, alive_nodes(ray.nodes()), trains):
-        if time.monotonic() - begun >= wait_s:
-            raise ConfigError(lack + (f"; waited run.nodes_wait_s={wait_s:g} for more" if wait_s else ""))
-        if not told:
-            say(f"waiting for nodes, {wait_s:g} s at most: {lack}")
-            told = True
-        time.sleep(NODES_LOOK_S)
+    begun, asked = time.monotonic(), False
+    try:
+        while lack := shortage(config, alive_nodes(ray.nodes()), trains):
+            if time.monotonic() - begun >= wait_s:
+                raise ConfigError(lack + (f"; waited run.nodes_wait_s={wait_s:g} for more" if wait_s else ""))
+            if not asked:
+                say(f"waiting for nodes, {wait_s:g} s at most: {lack}")
+                asked = True
+            # Every time: a cluster keeps one request, and another job that waits has put its own in its place.
+            request_resources(None, *demand(config, trains))
+            time.sleep(NODES_LOOK_S)
+    finally:
+        if asked:
+            request_resources()

@@ -73,6 +73,17 @@ def parts(config: Config, trains: bool) -> list[tuple[str, str, Any]]:
     return found
 
 
+def demand(config: Config, trains: bool) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """What every actor takes, and stage 1's pipelines, as Ray's bundles, and the labels that the node of each must have."""
+    bundles: list[dict[str, float]] = [{"CPU": 1}]
+    labels: list[dict[str, str]] = [{}]
+    for _, _, part in parts(config, trains):
+        takes = {"CPU": part.cpus, "GPU": getattr(part, "gpus", 0)}
+        bundles += [{name: amount for name, amount in takes.items() if amount}] * part.workers
+        labels += [part.nodes] * part.workers
+    return bundles, labels
+
+
 def place(left: list[Node], cpus: float, gpus: float, labels: Mapping[str, str]) -> bool:
     """Take room for one actor; False when no node has it."""
     room = [
