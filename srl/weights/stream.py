@@ -190,22 +190,32 @@ def hand_over(stream: Stream, receivers: Mapping[str, ActorHandle], processes: i
     stream.size, stream.seconds = 0, Counter()
     if stream.broadcast and source.linked != frozenset(receivers):
         lost = link(source, receivers, processes, timeout_s)
-    staging = [] if lost else source.stage()
-    while not lost or not stream.broadcast:
-        parts = {part.place: part for part in source.staged(staging) if part is not None}
-        if not parts or len(lost) == len(receivers):
-            break
-        offered = {name: asdict(part) for name, part in parts.items()}
-        loading = {worker.load_part.remote(offered): name for name, worker in receivers.items() if name not in lost}
-        staging = source.stage()
-        first = next(iter(parts.values()))
-        count(stream, list(parts.values()))
-        what = f"part {first.index} of weights {stream.version} to load"
-        lost |= failed(loading, timeout_s, what, all_or_none=stream.broadcast)
+    if not lost:
+        lost = send_parts(stream, receivers, timeout_s)
     if lost and stream.broadcast:
         source.break_off()
         return {name: lost.get(name, "another member of the broadcast was lost") for name in receivers}
     source.finish()
+    return lost
+
+
+def send_parts(stream: Stream, receivers: Mapping[str, ActorHandle], timeout_s: float) -> dict[str, str]:
+    """Part after part, the next of which is staged while one loads; who was lost on the way, and why. A broadcast ends with the
+    first loss, lent parts go on to those that are left."""
+    source, left, lost = stream.source, dict(receivers), {}
+    staging = source.stage()
+    while parts := [part for part in source.staged(staging) if part is not None]:
+        if not left:
+            break
+        offered = {part.place: asdict(part) for part in parts}
+        loading = {worker.load_part.remote(offered): name for name, worker in left.items()}
+        staging = source.stage()
+        count(stream, parts)
+        what = f"part {parts[0].index} of weights {stream.version} to load"
+        lost |= failed(loading, timeout_s, what, all_or_none=stream.broadcast)
+        if lost and stream.broadcast:
+            break
+        left = {name: worker for name, worker in receivers.items() if name not in lost}
     return lost
 
 
