@@ -209,6 +209,11 @@ def test_while_a_job_waits_for_nodes_an_autoscaler_is_asked_for_its_actors_and_f
     assert looks == [{}, ours, ours, ours] and autoscaled() == {}
 
 
+def test_a_label_that_no_node_can_have_is_refused_at_once(autoscaled):
+    with pytest.raises(ConfigError, match=r"reward\.nodes: Invalid label selector .*`x y`"):
+        cluster.check_cluster(config("reward.nodes.srl-role=x y"), 600)
+
+
 def test_a_job_that_starts_before_its_nodes_have_joined_waits_for_them(monkeypatch, capsys):
     def node(name: str, cpus: float) -> dict:
         return {"NodeManagerAddress": name, "Resources": {"CPU": cpus}, "Labels": {}, "Alive": True}

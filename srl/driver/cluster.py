@@ -151,7 +151,10 @@ def check_cluster(config: Config, wait_s: float, trains: bool = True) -> None:
                 say(f"waiting for nodes, {wait_s:g} s at most: {lack}")
                 asked = True
             # Every time: a cluster keeps one request, and another job that waits has put its own in its place.
-            request_resources(None, *demand(config, trains))
+            try:
+                request_resources(None, *demand(config, trains))
+            except ValueError as error:
+                raise ConfigError(f"learner.nodes, rollout.nodes or reward.nodes: {error}") from None
             time.sleep(NODES_LOOK_S)
     finally:
         if asked:
