@@ -295,7 +295,12 @@ def test_a_number_that_is_out_of_bounds(capfd: pytest.CaptureFixture[str], argum
         ("serve --model embedded --host no.such.host.invalid", "--host no.such.host.invalid"),
         ("evaluate --dry-run --model rl", "--model rl: {}/runs/tiny has no such checkpoint yet"),
         ("evaluate --model {}/empty", "--model={}/empty: no model in this folder"),
-        ("evaluate --dry-run --model base --protocol nope", "--protocol nope: there is no such protocol"),
+        (
+            "evaluate --dry-run --model base --protocol nope",
+            "--protocol=nope: there is none of that name; there are long_chain, ",
+        ),
+        ("run --dry-run protocol.name=nope", "protocol.name=nope: there is none of that name; there are long_chain, "),
+        ("run --dry-run protocol.name=nope:own", "protocol.name=nope:own: No module named 'nope'"),
         ("evaluate --dry-run --model base --benchmark {}/nope.jsonl", "{}/nope.jsonl: no such file"),
         ("pretrain --to /dev/null/x", "--to: /dev/null/x cannot be made: Not a directory"),
     ],

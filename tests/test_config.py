@@ -115,7 +115,6 @@ def test_an_unknown_key_that_resembles_nothing_lists_the_sections():
         ("rl.prompts=1.5", "rl.prompts=1.5: Input should be a valid integer"),
         ("rl.prompts=0", "rl.prompts=0: Input should be greater than or equal to 1"),
         ("sft.learning_rate=-1", "sft.learning_rate=-1: Input should be greater than 0"),
-        ("protocol.name=three_turn", "protocol.name='three_turn': Input should be 'long_chain', 'two_turn', "),
         ("run.name=../up", "run.name='../up': String should match"),
         ("rl=3", "rl=3: rl is a section, with settings such as rl.start"),
         ("rl.prompts.x=1", "rl.prompts={'x': 1}: Input should be a valid integer"),

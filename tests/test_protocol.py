@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from srl.config import Config, PromptsConfig, load_config
+from srl.config import Config, ConfigError, PromptsConfig, load_config
 from srl.driver.pretrain import encode
 from srl.pipelines.restarts import given as as_given
 from srl.protocols.action import Sampled
@@ -155,8 +155,8 @@ def test_each_prompt_begins_with_the_prompt_and_the_generation_before_it(chat, n
     assert trajectory.token_ids() == engine.prompts[-1] + engine.generations[-1]
 
 
-def test_an_unknown_protocol_is_a_key_error(chat):
-    with pytest.raises(KeyError, match="three_turn"):
+def test_an_unknown_protocol_is_refused_with_those_there_are(chat):
+    with pytest.raises(ConfigError, match="protocol.name=three_turn: .*; there are long_chain, two_turn, .*, or module:function"):
         build_protocol("three_turn", Config(), chat)
 
 
@@ -343,3 +343,30 @@ def test_a_chain_that_goes_on_after_a_given_attempt_without_an_answer_answers_be
     trajectory, _ = play(chat, "long_chain", f"\n{RIGHT}\n{CHECKED_RIGHT}", start=start)
     assert kinds(trajectory) == [A, A, V] and [turn.answer for turn in trajectory.answers()] == [None, "66"]
     assert trajectory.stop_reason is StopReason.VERIFIED
+
+
+COUNTER = """
+from srl.protocols.action import Generate, Protocol, Say, Stop
+from srl.protocols.receive import append_turn
+from srl.trajectory import StopReason, TurnKind
+
+
+def counter(config, chat):
+    def next_action(trajectory):
+        if not trajectory.turns:
+            return Generate(TurnKind.ATTEMPT, 9)
+        if len(trajectory.turns) == 1:
+            return Say(str(len(trajectory.turns[0].token_ids)))
+        return Generate(TurnKind.REVISION, 7) if len(trajectory.turns) == 2 else Stop(StopReason.ANSWERED)
+
+    return Protocol(next_action, lambda trajectory, sampled: append_turn(trajectory, sampled, chat, config.protocol.grammar))
+"""
+
+
+def test_a_protocol_of_ones_own_is_a_function_that_the_setting_names(chat, tmp_path, monkeypatch):
+    (tmp_path / "with_tools.py").write_text(COUNTER)
+    monkeypatch.syspath_prepend(tmp_path)
+    trajectory, engine = play(chat, "with_tools:counter", SLIP, RIGHT)
+    assert kinds(trajectory) == [A, I, R] and trajectory.final.answer == "66" and engine.limits == [9, 7]
+    assert trajectory.turns[1].text == str(len(trajectory.turns[0].token_ids)) and not trajectory.turns[1].sampled
+    assert load_config(None, ["protocol.name=with_tools:own_chain"]).protocol.form == ""

@@ -8,15 +8,14 @@ from srl.config.section import Section
 
 
 class ProtocolConfig(Section):
-    name: Literal[
-        "long_chain", "two_turn", "prompted", "intrinsic", "attempt", "gold", "gold_chain", "gold_two_turn",
-        "misleading", "misleading_chain", "misleading_two_turn", "judged", "judged_chain", "judged_two_turn",
-    ] = Field(
+    name: str = Field(
         "long_chain",
-        description="Form of the trained model's answers: one assistant message; attempt+verdict, user, revision; a verdict and "
-        "after `wrong` a revision when asked (PAG); a second attempt when asked, without verdict (SCoRe); one attempt; or the "
-        "first two with the verdict of the gold answer, its opposite, or that of `judge` (protocols/protocol.py).",
-    )  # fmt: skip
+        description="Form of the trained model's answers: `long_chain`, one assistant message; `two_turn`, attempt and verdict, "
+        "user, revision; `prompted`, a verdict and after `wrong` a revision when asked (PAG); `intrinsic`, a second attempt when "
+        "asked, without verdict (SCoRe); `attempt`, one; `gold`, `misleading` and `judged`, also with `_chain` or `_two_turn`: "
+        "the first two with the verdict of the gold answer, its opposite, or that of `judge` (protocols/protocol.py); or "
+        "module:function, from configuration and chat to a Protocol.",
+    )
     grammar: Literal["verify", "yes_no"] = Field(
         "verify",
         description="`verify`: [VERIFY] correct/wrong; `yes_no`: Is my most recent final answer correct (Yes or No)? Yes/No.",
@@ -35,7 +34,8 @@ class ProtocolConfig(Section):
     @property
     def form(self) -> str:
         """Where the model's own verdict stands: `_chain` in its one message, `_two_turn` before a user's turn; "" nowhere."""
-        return next((form for form in ("_chain", "_two_turn") if f"_{self.name}".endswith(form)), "")
+        forms = () if ":" in self.name else ("_chain", "_two_turn")
+        return next((form for form in forms if f"_{self.name}".endswith(form)), "")
 
 
 class RolloutConfig(Section):

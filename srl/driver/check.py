@@ -6,6 +6,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from srl.config import Config, ConfigError
+from srl.config.names import look_up
 from srl.driver.cluster import check_address, check_port
 from srl.driver.policy import recipe_functions
 from srl.driver.problems import check_wording, load_task, load_tests, shared
@@ -21,6 +22,7 @@ from srl.pipelines import assemble, attempts
 from srl.pipelines.assemble import check_tokenizer
 from srl.pipelines.samples import check_samples
 from srl.protocols.chat import Chat, model_folder
+from srl.protocols.protocol import PROTOCOLS
 from srl.rollout.judges import check_judge
 from srl.rollout.machine import check_machine
 from srl.rollout.recorded import read_trajectories
@@ -67,6 +69,7 @@ def check_settings(config: Config, phases: Sequence[str]) -> None:
     if {"sft", "orm", "rl"} & set(phases):
         check_family(model_folder(config.model.path), "model.path")
     recipe_functions(config)
+    look_up("protocol.name", config.protocol.name, PROTOCOLS)
     check_judge(config.protocol.name, config)
     check_sinks(config.run.sinks)
     check_inputs(config, phases)

@@ -197,10 +197,7 @@ def default_protocol(model: str, config: Config) -> str:
 
 
 def check_protocol(name: str, config: Config) -> None:
-    try:
-        build_protocol(name, config, Chat(model_folder(config.model.path), config.prompts))
-    except KeyError:
-        raise ConfigError(f"--protocol {name}: there is no such protocol") from None
+    build_protocol(name, config, Chat(model_folder(config.model.path), config.prompts), "--protocol")
     check_judge(name, config)
 
 

@@ -13,6 +13,8 @@ Each of the last three has two forms more for models trained to judge themselves
 is replaced, after the check it wrote before it: `_chain` puts the verdict into its message, `_two_turn` also has the user
 say that it was wrong.
 
+One of your own is a function (config, chat) -> Protocol that is named as module:function.
+
 All but the steps go on for up to protocol.max_rounds revisions; in a long chain the model decides. A turn that was cut by
 its token limit ends long_chain and two_turn at once; the others go on after it, and stop with LENGTH in place of their own end.
 """
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from srl.config import Config
+from srl.config.names import look_up
 from srl.protocols.action import Protocol
 from srl.protocols.chat import Chat
 from srl.protocols.feedback import gold, judged, misleading
@@ -45,7 +48,7 @@ PROTOCOLS: dict[str, Callable[[Config, Chat], Protocol]] = {
 }
 
 
-def build_protocol(name: str, config: Config, chat: Chat) -> Protocol:
-    """Raises KeyError for a name that is not in PROTOCOLS."""
-    protocol = PROTOCOLS[name](config, chat)
+def build_protocol(name: str, config: Config, chat: Chat, setting: str = "protocol.name") -> Protocol:
+    """One of PROTOCOLS, or module:function. Raises ConfigError, naming the setting, for neither."""
+    protocol = look_up(setting, name, PROTOCOLS)(config, chat)
     return replace(protocol, next_action=lambda trajectory: cut_or(protocol.next_action(trajectory), trajectory))
