@@ -12,7 +12,7 @@ from srl.learner.credit import assign_credit
 from srl.pipelines.filters import FILTERS, apply_filters
 from srl.pipelines.pairs import PAIR_RULES, build_pairs, path
 from srl.pipelines.restarts import restart_groups, verification_groups
-from srl.reward.rules import final_outcome
+from srl.reward.rules import apply_grades, final_outcome, grade_request
 from srl.reward.shaping import (
     REWARDS,
     alone_trajectories,
@@ -30,7 +30,9 @@ from srl.reward.shaping import (
     verdict_agreement,
 )  # fmt: skip
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
+from tests.test_protocol import CHECKED_RIGHT, CHECKED_WRONG, RIGHT, SLIP, play
 
+GRADES = {"66": Outcome.CORRECT, "56": Outcome.INCORRECT}  # of what RIGHT and SLIP answer
 KINDS = {"a": TurnKind.ATTEMPT, "r": TurnKind.REVISION, "v": TurnKind.VERDICT, "i": TurnKind.INSTRUCTION}
 
 
@@ -164,6 +166,24 @@ def test_self_alignment_scores_answers_without_their_question_and_leaves_verdict
     assert [item.id for item in alone_trajectories(trajectory, [7, 8])] == ["t@3"]  # what was given is not scored
 
 
+def test_the_self_aligned_recipe_pays_nothing_more_for_failing_or_answering_again(chat):
+    config = load_config(None, ["recipe=self-aligned"])
+    rules, _, _ = recipe_functions(config)
+    right, again, failed = f"{RIGHT}\n{CHECKED_RIGHT}", f"{RIGHT}\n{CHECKED_WRONG}", f"{SLIP}\n{CHECKED_WRONG}"
+    totals = []
+    for message in (right, f"{again}\n{right}", f"{failed}\n{right}", failed):
+        trajectory, _ = play(chat, config.protocol.name, message)
+        apply_grades([trajectory], {turn_id: GRADES[answer] for turn_id, answer, _ in grade_request(trajectory)})
+        # Alone, every token of an answer is half as likely: a self-aligned reward of 0.5, whatever the answer.
+        alone = {
+            item.id: [logprob - log(2) for turn in item.turns for logprob in turn.logprobs]
+            for item in alone_trajectories(trajectory, chat.opening(""))
+        }
+        aligned = self_aligned_rewards(trajectory, alone)
+        totals.append(sum(turn_rewards(trajectory, rules)) + config.credit.rewards["self_aligned"] * sum(aligned.values()))
+    assert totals == pytest.approx([1.1, 1.1, 1.1, 0.1])
+
+
 # --- filters
 
 
@@ -237,8 +257,6 @@ def test_what_filters_drop_is_counted_under_their_names():
     [
         ("plan-2-first", ["1 0", "1 0", "-1 0 0 0", "-1 0 0 0"]),
         ("plan-2-second", ["0 0", "0 0", "0 0 1 0", "0 0 -1 0"]),
-        # The answers' share of the reward is 0.2 times 0.4, 0.2, 0.1 and 0.1: 0.04 on average; all four are right.
-        ("self-aligned", [".04 0", "0 0", "-.02 0", "-.02 0"]),
     ],
 )
 def test_a_reward_of_some_turns_alone_moves_no_others(recipe, expected):
@@ -246,8 +264,6 @@ def test_a_reward_of_some_turns_alone_moves_no_others(recipe, expected):
     rules, _, _ = recipe_functions(config)
     group = [went(code, str(n)) for n, code in enumerate(("a+ v+", "a+ v+", "a- v- r+ v+", "a- v- r- v-"))]
     rewards = [turn_rewards(trajectory, rules) for trajectory in group]
-    if recipe == "self-aligned":
-        group, rewards = [went("a+ v+", str(n)) for n in range(4)], [[0.2 * share, 1.0] for share in (0.4, 0.2, 0.1, 0.1)]
     advantages, _ = assign_credit(config.credit, config.critic, group, rewards)
     for found, numbers in zip(advantages, expected, strict=True):
         assert found == pytest.approx([float(number) for number in numbers.split()])
