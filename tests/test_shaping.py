@@ -2,11 +2,12 @@
 
 from math import log
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.config import load_config
+from srl.config import RECIPES, load_config
 from srl.driver.policy import recipe_functions
 from srl.learner.credit import assign_credit
 from srl.pipelines.filters import FILTERS, apply_filters
@@ -267,6 +268,34 @@ def test_a_reward_of_some_turns_alone_moves_no_others(recipe, expected):
     advantages, _ = assign_credit(config.credit, config.critic, group, rewards)
     for found, numbers in zip(advantages, expected, strict=True):
         assert found == pytest.approx([float(number) for number in numbers.split()])
+
+
+SEVERAL = [
+    name
+    for name in sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    if len(load_config(None, [f"recipe={name}"]).credit.rewards) > 1
+]
+
+
+@pytest.mark.parametrize("recipe", SEVERAL)
+def test_every_reward_that_a_recipe_adds_up_moves_its_advantages(recipe):
+    config = load_config(None, [f"recipe={recipe}"])
+    rules = REWARDS | {"self_aligned": lambda trajectory: [float(n) for n in range(len(trajectory.turns))]}
+    group = [went(code, code) for code in ("a- v- i r+", "a- v- i r-", "a+ v- i r-", "a+ v+", "a- v+")]
+    for first in ("a+", "a-"):
+        restarted = [went(f"{first} {rest}", f"{first}{rest}", prompt=first) for rest in ("v+", "v- i r+", "v- i r-")]
+        for trajectory in restarted:
+            trajectory.turns[0].logprobs = []
+        group += restarted
+
+    def advantages(weights: dict[str, float]) -> np.ndarray:
+        named = {rules[name]: weight for name, weight in weights.items()}
+        rewards = [turn_rewards(trajectory, named) for trajectory in group]
+        return np.concatenate(assign_credit(config.credit, config.critic, group, rewards)[0])
+
+    for name in config.credit.rewards:
+        without = {other: weight for other, weight in config.credit.rewards.items() if other != name}
+        assert not np.allclose(advantages(without), advantages(config.credit.rewards)), name
 
 
 # --- pairs
