@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +20,7 @@ from benchmarks.refusal import check_runs, refusing
 from srl.commands.numbers import at_least, several
 from srl.config import Config, load_config
 from srl.pipelines.assemble import COLUMNS, choose, counts_to_keep
+from srl.pipelines.classes import CLASSES
 from srl.pipelines.samples import problems_in, sample_files
 
 C2C, NO_C2C = "stage1.c2c_share=0.2", "stage1.c2c_share=0"
@@ -47,14 +47,15 @@ def must(command: list[str], log: Path) -> None:
         raise SystemExit(f"srl {' '.join(command)} ended with {code}: see {log}")
 
 
-def available(samples: Path, settings: list[str]) -> dict[str, int]:
-    """Trajectories of each class that these samples give under these settings."""
+def available(samples: Path, settings: list[str]) -> dict[str, set[str]]:
+    """The attempts that can give each class from these samples under these settings."""
     config = load_config("tiny.yaml", settings)
-    found: Counter = Counter()
+    found: dict[str, set[str]] = {name: set() for name in CLASSES}
     for file in sample_files(samples):
         for rows in problems_in(file, COLUMNS):
-            found.update(name for name, _ in choose(rows, config.stage1, config.run.seed)[0])
-    return {name: found[name] for name in ("D1", "D2", "D3")}
+            for name, path in choose(rows, config.stage1, config.run.seed, config.protocol.grammar)[0]:
+                found[name].add(path[0]["id"])
+    return found
 
 
 def common_size(samples: Path, sets: dict[str, list[str]], settings: list[str]) -> int:

@@ -1,10 +1,14 @@
 """From hand-made samples to demonstrations, as text, tokens, weights and files."""
 
+import json
+
+import pyarrow.parquet as pq
 import pytest
 
 from srl.config import ConfigError, load_config
 from srl.learner.batch import weighted_example
 from srl.pipelines.assemble import (
+    Assembler,
     check_tokenizer,
     load_demonstrations,
     split_of,
@@ -184,6 +188,26 @@ def test_samples_of_another_tokenizer_are_refused(chat, tmp_path):
     write_block([attempt | {"token_ids": attempt["token_ids"][1:]}], {}, tmp_path / "other.parquet")
     with pytest.raises(ConfigError, match=r"other\.parquet: its token ids do not read as its text"):
         check_tokenizer(tmp_path / "other.parquet", chat)
+
+
+EITHER = ["p/a0", "p/a0/v0", "p/a0/v0/r0", "p/a0/v1"]  # a correct attempt that was called wrong and correct
+
+
+@pytest.mark.parametrize(
+    ("longest", "classes", "dropped"),
+    [(150, ["D2", "D3"], {}), (149, ["D3"], {}), (126, [], {"longer than model.max_length": 1})],
+)
+def test_an_attempt_has_left_when_neither_of_its_demonstrations_fits(tokenizer_folder, tmp_path, longest, classes, dropped):
+    limits = [f"rollout.max_{what}_tokens=9" for what in ("attempt", "verdict", "response")]
+    settings = config("long_chain", f"model.path={tokenizer_folder}", f"model.max_length={longest}", *limits)
+    assembler = Assembler(settings, tmp_path / "parts")
+    (tmp_path / "parts").mkdir()
+    verdicts = {"p/a0/v0": "wrong", "p/a0/v1": "correct"}
+    rows = [row(name, True, verdicts.get(name), assembler.chat) for name in EITHER]
+    write_block([r | {"logprobs": [], "seed": 0, "temperature": 1.0, "weights": ""} for r in rows], {}, tmp_path / "b.parquet")
+    found = json.loads(assembler({"path": str(tmp_path / "b.parquet")})["found"])
+    assert {name: count for name, count in found["dropped"].items() if count} == dropped
+    assert pq.read_table(tmp_path / "parts" / "b.parquet")["class"].to_pylist() == classes
 
 
 def demonstration(problem: int, n: int) -> dict:

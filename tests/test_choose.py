@@ -29,7 +29,7 @@ def test_a_wrong_attempt_told_so_and_corrected_is_d1():
 
 
 def test_a_correct_attempt_told_that_it_is_wrong_and_still_correct_is_d2():
-    rows = [row("p/a0", True), row("p/a0/v0", True, "wrong"), row("p/a0/v0/r0", True), row("p/a0/v1", True, "correct")]
+    rows = [row("p/a0", True), row("p/a0/v0", True, "wrong"), row("p/a0/v0/r0", True)]
     assert chosen(rows) == ([("D2", ["p/a0", "p/a0/v0", "p/a0/v0/r0"])], {})
 
 
@@ -115,7 +115,23 @@ def test_without_c2c_an_attempt_that_could_be_d2_is_d3():
 
 def test_an_attempt_whose_first_class_is_full_is_taken_for_its_second():
     rows = [r for n in range(2) for r in family(n, True, ["wrong", "correct"], [True])]
-    assert Counter(name for name, _ in chosen(rows, per_prompt_and_class=1)[0]) == {"D2": 1, "D3": 1}
+    found, _ = chosen(rows, per_prompt_and_class=1)
+    assert sorted(name for name, _ in found) == ["D2", "D3"] and {path[0] for _, path in found} == {"p/a0", "p/a1"}
+
+
+def test_an_attempt_chosen_for_d2_also_shows_its_d3_where_there_is_room():
+    either = family(0, True, ["wrong", "correct"], [True])
+    assert chosen(either) == ([("D2", ["p/a0", "p/a0/v0", "p/a0/v0/r0"]), ("D3", ["p/a0", "p/a0/v1"])], {})
+    # One that can only be D3 comes before it, whichever is looked at first.
+    rows = either + family(1, True, ["correct"], [])
+    for seed in range(10):
+        assert sorted(chosen(rows, seed, per_prompt_and_class=1)[0]) == [
+            ("D2", ["p/a0", "p/a0/v0", "p/a0/v0/r0"]),
+            ("D3", ["p/a1", "p/a1/v0"]),
+        ]
+    said = next(r["text"] for r in rows if r["id"] == "p/a1/v0")
+    alike = [r | {"text": "the attempt" if r["kind"] == A else said if r["verdict"] == "correct" else r["text"]} for r in rows]
+    assert sorted(name for name, _ in chosen(alike)[0]) == ["D2", "D3"]
 
 
 def test_the_baselines_take_revisions_alone():
@@ -165,6 +181,11 @@ SHAPES = st.lists(st.tuples(st.booleans(), VERDICTS, st.lists(st.booleans(), max
 FAMILIES = SHAPES.map(lambda shapes: [r for n, shape in enumerate(shapes) for r in family(n, *shape)])
 
 
+def of_problem(number: int, rows: list[dict]) -> list[dict]:
+    """The same samples of problem p<number>."""
+    return [r | {key: r[key].replace("p/", f"p{number}/") for key in ("id", "parent", "text")} for r in rows]
+
+
 @given(FAMILIES, st.integers(0, 5), st.integers(1, 2), st.randoms(use_true_random=False))
 def test_the_order_in_which_samples_arrive_changes_nothing(rows, seed, cap, rng: random.Random):
     shuffled = rng.sample(rows, len(rows))
@@ -174,8 +195,9 @@ def test_the_order_in_which_samples_arrive_changes_nothing(rows, seed, cap, rng:
 @given(FAMILIES)
 def test_every_attempt_is_chosen_once_or_has_a_reason_and_ends_in_a_right_answer(rows):
     found, reasons = choose(rows, Stage1Config(), 0, "verify")
-    assert len(found) + sum(reasons.values()) == sum(r["kind"] == A for r in rows)
-    assert len({path[0]["id"] for _, path in found}) == len(found)
+    classes = {attempt: [name for name, path in found if path[0]["id"] == attempt] for attempt in {p[0]["id"] for _, p in found}}
+    assert len(classes) + sum(reasons.values()) == sum(r["kind"] == A for r in rows)
+    assert all(names in (["D1"], ["D2"], ["D3"], ["D2", "D3"]) for names in classes.values())
     for name, path in found:
         assert [r["parent"] for r in path] == ["", *(r["id"] for r in path[:-1])]
         answers = [r["outcome"] for r in path if r["kind"] != V]
@@ -252,6 +274,60 @@ def test_the_mix_has_its_shares_within_one_trajectory(counts, correct_share, c2c
     assert all(found[name] <= counts[name] for name in counts)
     assert abs(found["D2"] + found["D3"] - correct_share * total) <= 1.5
     assert found["D2"] <= c2c_share * total + 1.5
+
+
+def made_of(problems: list[list[dict]], **stage1) -> list[tuple[str, str]]:
+    """(class, id of the attempt) of the demonstrations in a set of these problems' samples."""
+    found = [one for rows in problems for one in choose(rows, Stage1Config(**stage1), 0, "verify")[0]]
+    classes, ids = [name for name, _ in found], [f"{path[-1]['id']}/{name}" for name, path in found]
+    return [(classes[index], found[index][1][0]["id"]) for index in balance(classes, ids, Stage1Config(**stage1), seed=0)]
+
+
+WRONG, TOLD_WRONG, EITHER, TOLD_RIGHT = (
+    (False, ["wrong"], [True]), (True, ["wrong"], [True]), (True, ["wrong", "correct"], [True]), (True, ["correct"], []),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("either", "told_wrong", "told_right", "expected", "without"),
+    [
+        # 12 begin correct: with 12 wrong ones 24, of these at most 2 D2, so that one at least of the 8 is not D3.
+        (8, 1, 3, {"D1": 12, "D2": 2, "D3": 10}, {"D1": 11, "D3": 11}),
+        # 8 D3 are 0.5 - 0.1 of 20: both D2 must be attempts that cannot be D3.
+        (8, 4, 0, {"D1": 10, "D2": 2, "D3": 8}, {"D1": 8, "D3": 8}),
+        (8, 0, 0, {"D1": 8, "D2": 1, "D3": 7}, {"D1": 8, "D3": 8}),
+        (0, 4, 8, {"D1": 10, "D2": 2, "D3": 8}, {"D1": 8, "D3": 8}),
+    ],
+)
+def test_attempts_that_can_be_d2_or_d3_are_what_the_mix_needs(either, told_wrong, told_right, expected, without):
+    shapes = [WRONG] * 20 + [TOLD_WRONG] * told_wrong + [EITHER] * either + [TOLD_RIGHT] * told_right
+    problems = [of_problem(number, family(0, *shape)) for number, shape in enumerate(shapes)]
+    found = made_of(problems, c2c_share=0.1)
+    assert Counter(name for name, _ in found) == expected
+    assert len({attempt for _, attempt in found}) == len(found)
+    assert Counter(name for name, _ in made_of(problems, c2c_share=0)) == without
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([WRONG, TOLD_WRONG, EITHER, TOLD_RIGHT]), min_size=1, max_size=4), min_size=1, max_size=6),
+    SHARES,
+    st.sampled_from([0.1, 0.3, 0.8]),
+    st.integers(1, 2),
+    st.sampled_from([0, 3]),
+)
+def test_asking_for_c2c_never_makes_a_set_smaller(shapes, correct_share, c2c_share, cap, size):
+    problems = [
+        of_problem(number, [r for n, shape in enumerate(attempts) for r in family(n, *shape)])
+        for number, attempts in enumerate(shapes)
+    ]
+    settings = {"correct_share": correct_share, "per_prompt_and_class": cap, "size": size}
+    found, without = made_of(problems, c2c_share=c2c_share, **settings), made_of(problems, c2c_share=0, **settings)
+    assert len(found) >= len(without)
+    assert len({attempt for _, attempt in found}) == len(found)
+    assert all(count <= cap for count in Counter((name, attempt.split("/")[0]) for name, attempt in found).values())
+    counts = Counter(name for name, _ in found)
+    assert abs(counts["D2"] + counts["D3"] - correct_share * len(found)) <= 1.5
+    assert counts["D2"] <= c2c_share * len(found) + 1.5
 
 
 def test_balance_does_not_depend_on_order():

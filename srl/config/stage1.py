@@ -51,7 +51,11 @@ class Stage1Config(Section):
         "more-wrong, more its more-correct one.",
     )
     c2c_share: float = Field(
-        0.1, ge=0, lt=1, description="Share of D2 (correct, told wrong, still correct) among all, at most; 0 is without c2c."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of D2 (correct, told wrong, still correct) among all, at most; 0 is without c2c. An attempt that is "
+        "not needed for D2 is D3 if one of its verdicts agrees.",
     )
     train_correct_attempts: bool = Field(True, description="Train the attempt of D3 too (the paper does, for stability).")
     validation_share: float = Field(0.05, gt=0, lt=0.5, description="Share of demonstrations held out to choose the checkpoint.")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from srl.pipelines.card import (
     keep_example,
     problem_statistics,
 )
-from srl.pipelines.classes import Candidate, Row, candidates
+from srl.pipelines.classes import CLASSES, Candidate, Row, attempt_of, candidates
 from srl.pipelines.examples import Examples
 from srl.pipelines.render import messages, reads_as_made, render, words
 from srl.pipelines.samples import ROWS_PER_GROUP, problems_in, sample_files
@@ -89,28 +89,43 @@ def choose(rows: Sequence[Row], stage1: Stage1Config, seed: int, grammar: str) -
     """Demonstrations from one problem's samples, and how many attempts left for which reason.
 
     At most one per attempt, at most `per_prompt_and_class` of each class, none that says the same as another. A correct attempt
-    that could be D2 is D3 when D2 is full or not wanted.
+    that could be D2 is D3 when D2 is full or not wanted. What D3 then has room for are spares: the D3 of attempts chosen for D2,
+    which `balance` takes instead where the mix has no use for that D2.
     """
     children: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: rank(seed, row["id"])):
         children[row["parent"]].append(row)
     wanted = wanted_classes(stage1)
-    chosen, taken, said, reasons = [], Counter(), set(), Counter()
+    chosen, spares, taken, said, reasons = [], [], Counter(), set(), Counter()
+
+    def is_new(candidate: Candidate) -> bool:
+        return words(candidate[1], stage1.recipe, grammar) not in said
+
+    def is_open(candidate: Candidate) -> bool:
+        return taken[candidate[0]] < stage1.per_prompt_and_class
+
+    def take(candidate: Candidate) -> None:
+        taken[candidate[0]] += 1
+        said.add(words(candidate[1], stage1.recipe, grammar))
+        chosen.append(candidate)
+
     for attempt in children[""]:
         found, reason = candidates(attempt, children, stage1.agreement)
         usable = [candidate for candidate in found if candidate[0] in wanted]
-        new = [candidate for candidate in usable if words(candidate[1], stage1.recipe, grammar) not in said]
-        open_ones = [candidate for candidate in new if taken[candidate[0]] < stage1.per_prompt_and_class]
+        new = [candidate for candidate in usable if is_new(candidate)]
+        open_ones = [candidate for candidate in new if is_open(candidate)]
         if open_ones:
-            taken[open_ones[0][0]] += 1
-            said.add(words(open_ones[0][1], stage1.recipe, grammar))
-            chosen.append(open_ones[0])
+            take(open_ones[0])
+            spares += open_ones[1:]
         elif usable and not new:
             reasons[f"{usable[-1][0]}: duplicate"] += 1
         elif usable:
             reasons[f"{usable[-1][0]}: cap per problem"] += 1
         else:
             reasons[reason or f"{found[0][0]}: not wanted in this set"] += 1
+    for spare in spares:
+        if is_new(spare) and is_open(spare):
+            take(spare)
     return chosen, reasons
 
 
@@ -122,33 +137,46 @@ def wanted_classes(stage1: Stage1Config) -> set[str]:
 
 
 def balance(classes: Sequence[str], ids: Sequence[str], stage1: Stage1Config, seed: int) -> list[int]:
-    """Indices to keep: `counts_to_keep` of each class, chosen by a rank of their ids."""
-    by_class: dict[str, list[int]] = defaultdict(list)
+    """Indices to keep: `counts_to_keep` of each class, chosen by a rank of their ids, one of each attempt.
+
+    D2 are first those without a spare, so that as many attempts as possible can be used.
+    """
+    attempts = [attempt_of(name) for name in ids]
+    by_class: dict[str, list[int]] = {name: [] for name in CLASSES}
     for index in sorted(range(len(ids)), key=lambda index: rank(seed, ids[index])):
         by_class[classes[index]].append(index)
-    keep = counts_to_keep({name: len(by_class[name]) for name in ("D1", "D2", "D3")}, stage1)
-    return sorted(index for name, count in keep.items() for index in by_class[name][:count])
+    found = {name: {attempts[index] for index in indices} for name, indices in by_class.items()}
+    keep = counts_to_keep(found, stage1)
+    c2c = sorted(by_class["D2"], key=lambda index: attempts[index] in found["D3"])[: keep["D2"]]
+    used = {attempts[index] for index in c2c}
+    unused = [index for index in by_class["D3"] if attempts[index] not in used]
+    return sorted(by_class["D1"][: keep["D1"]] + c2c + unused[: keep["D3"]])
 
 
-def counts_to_keep(found: dict[str, int], stage1: Stage1Config) -> dict[str, int]:
-    """The largest mix with the wanted shares, `size` at most.
+def counts_to_keep(found: Mapping[str, Set[str]], stage1: Stage1Config) -> dict[str, int]:
+    """The largest mix with the wanted shares, `size` at most. `found` are the attempts that can give each class.
 
     `ift`: `correct_share` of all start with a correct attempt, at most `c2c_share` are D2. `raft`: D1 alone. `raft_plus`: D1
     and at most `c2c_share` D2.
     """
     largest = stage1.size or float("inf")
+    d1, d2, d3 = (len(found[name]) for name in CLASSES)
     if stage1.recipe != "ift":
         share = stage1.c2c_share if stage1.recipe == "raft_plus" else 0.0
-        c2c = min(found["D2"], int(share * min(found["D1"] / (1 - share), largest)))
-        return {"D1": int(min(found["D1"], largest - c2c)), "D2": c2c, "D3": 0}
+        c2c = min(d2, int(share * min(d1 / (1 - share), largest)))
+        return {"D1": int(min(d1, largest - c2c)), "D2": c2c, "D3": 0}
     share, c2c_share = stage1.correct_share, min(stage1.c2c_share, stage1.correct_share)
-    total = min(largest, found["D1"] / (1 - share), (found["D3"] + found["D2"]) / share)
+    total = min(largest, d1 / (1 - share), len(found["D2"] | found["D3"]) / share)
     if c2c_share < share:
         # D3 must fill what D2 may not.
-        total = min(total, found["D3"] / (share - c2c_share))
+        total = min(total, d3 / (share - c2c_share))
     total = int(total + 1e-9)  # 99.99... of a division is 100
-    wrong, c2c = round(total * (1 - share)), min(found["D2"], int(c2c_share * total))
+    wrong, c2c = round(total * (1 - share)), min(d2, int(c2c_share * total))
     return {"D1": wrong, "D2": c2c, "D3": total - wrong - c2c}
+
+
+def count_attempts(ids: Iterable[str]) -> int:
+    return len({attempt_of(name) for name in ids})
 
 
 class Assembler:
@@ -170,10 +198,12 @@ class Assembler:
                 difficulty.append(difficulty_of(rows))
                 made = [render(*candidate, self.config, self.chat) for candidate in chosen]
                 readable = [one for one in made if reads_as_made(one, self.chat, self.config.protocol.grammar)]
-                dropped["read otherwise than sampled"] += len(made) - len(readable)
                 found = [self.demonstration(trajectory) for trajectory in readable]
                 fitting = [row for row in found if len(row["token_ids"]) <= self.config.model.max_length]
-                dropped["longer than model.max_length"] += len(found) - len(fitting)
+                # Attempts are counted: one with a spare leaves when both do.
+                read = count_attempts(row["id"] for row in found)
+                dropped["read otherwise than sampled"] += count_attempts(one.id for one in made) - read
+                dropped["longer than model.max_length"] += read - count_attempts(row["id"] for row in fitting)
                 if fitting:
                     writer.write_table(pa.Table.from_pylist(fitting, schema=SCHEMA))
         return {"found": json.dumps({"dropped": dropped, "statistics": statistics, "difficulty": difficulty})}
@@ -220,7 +250,7 @@ def assemble(config: Config, samples: Path, target: Path) -> tuple[dict[str, Any
         classes, reasons = dict(Counter(row["class"] for row in light)), {name: n for name, n in dropped.items() if n}
         found = f"classes {classes}, dropped {reasons}"
         raise ConfigError(f"stage1: no demonstrations from {len(files)} sample files: {found}; {remedy(reasons)}")
-    dropped["balance of the mix"] += len(light) - len(kept)
+    dropped["balance of the mix"] += count_attempts(row["id"] for row in light) - len(kept)
     splits = split_of({row["prompt_id"] for row in light if row["id"] in kept}, config)
     shown, examples = write_demonstrations(demonstrations(parts, kept), splits, target)
     shutil.rmtree(parts)

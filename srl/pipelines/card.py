@@ -8,9 +8,9 @@ from typing import Any
 
 from srl.config import Config
 from srl.observe.run_directory import write_text
+from srl.pipelines.classes import Row, attempt_of
 from srl.trajectory import Outcome, TurnKind
 
-Row = dict[str, Any]
 # Name of a table -> its counts; adding them up gives the same for parts and whole.
 Statistics = dict[str, Counter]
 
@@ -28,7 +28,7 @@ def problem_statistics(rows: Sequence[Row]) -> Statistics:
     outcomes = {row["id"]: row["outcome"] for row in rows if row["kind"] == TurnKind.ATTEMPT}
     said: dict[str, list[str | None]] = defaultdict(list)
     for row in rows:
-        kind, side = row["kind"], side_of(outcomes["/".join(row["id"].split("/")[:2])])
+        kind, side = row["kind"], side_of(outcomes[attempt_of(row["id"])])
         found["counts"][f"{kind}s"] += 1
         found["counts"][f"{kind}s cut by the token budget"] += row["truncated"]
         found[f"tokens per {kind}"][bucket(len(row["token_ids"]))] += 1

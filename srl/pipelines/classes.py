@@ -12,6 +12,12 @@ from srl.trajectory import Outcome, Verdict
 
 Row = dict[str, Any]
 Candidate = tuple[str, list[Row]]  # class, samples along the path
+CLASSES = ("D1", "D2", "D3")
+
+
+def attempt_of(name: str) -> str:
+    """The id of the attempt that a sample or demonstration of this id goes on from: p/a0 for p/a0/v1/r0 and p/a0/v1/D3."""
+    return "/".join(name.split("/")[:2])
 
 
 def candidates(attempt: Row, children: Mapping[str, Sequence[Row]], least_agreement: float = 0.0) -> tuple[list[Candidate], str]:
