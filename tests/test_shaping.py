@@ -316,6 +316,15 @@ def test_paths_of_trajectories():
     assert path(went("a+ v+ v+")) == "correct,Yes"
 
 
+def test_a_revision_without_an_answer_is_a_wrong_one_and_never_wins():
+    codes = ["a+ v- r0", "a- v- r0", "a+ v- r+ v- r0"]
+    assert [path(went(code)) for code in codes] == ["correct,No,wrong", "wrong,No,wrong", "correct,No,wrong"]
+    found = pairs("a+ v- r0", "a+ v- r-", "a+ v- r+", "a+ v+", rules=["d1", "d2", "d3"])
+    assert {(winner, rule) for winner, _, rule in found} == {("a+ v- r+", "d2"), ("a+ v+", "d3")}
+    assert pairs("a+ v- r0", "a+ v- r-", rules=["d1", "d2", "d3"]) == set()
+    assert pairs("a+ v- r0", "a+ v- r+", rules=["d2"]) == {("a+ v- r+", "a+ v- r0", "d2")}
+
+
 def test_typed_pairs_are_those_of_the_paper():
     everything = ["a- v- r+", "a- v- r-", "a- v+", "a+ v+", "a+ v- r+", "a+ v- r-"]
     assert pairs(*everything, rules=["d1", "d2", "d3"]) == {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from srl.pipelines.filters import first_right, groups, solved
-from srl.reward.shaping import agrees
+from srl.reward.shaping import agrees, is_right
 from srl.trajectory import Trajectory, Verdict
 
 
@@ -21,9 +21,10 @@ class Pair:
 
 
 def path(trajectory: Trajectory) -> str:
-    """How a trajectory went, e.g. "wrong,No,correct" or "correct,Yes": attempt, first verdict, and after No the final answer.
+    """How a trajectory went, e.g. "wrong,No,correct" or "correct,Yes": attempt, first verdict, and after No the last revision.
 
-    "" if its attempt or verdict is missing, if nothing follows a No, or if anything but another Yes follows a Yes.
+    A revision without an answer is wrong, although the answer before it is the final one. "" if its attempt or verdict is
+    missing, if nothing follows a No, or if anything but another Yes follows a Yes.
     """
     answers, verdicts = trajectory.answers(), trajectory.verdicts()
     if not answers or not verdicts or verdicts[0].verdict is None:
@@ -31,7 +32,7 @@ def path(trajectory: Trajectory) -> str:
     begin = "correct" if first_right(trajectory) else "wrong"
     if verdicts[0].verdict is Verdict.CORRECT:
         return f"{begin},Yes" if len(answers) == 1 and all(turn.verdict is Verdict.CORRECT for turn in verdicts) else ""
-    return f"{begin},No,{'correct' if solved(trajectory) else 'wrong'}" if len(answers) > 1 else ""
+    return f"{begin},No,{'correct' if is_right(trajectory, answers[-1]) else 'wrong'}" if len(answers) > 1 else ""
 
 
 TYPED = {
