@@ -20,7 +20,8 @@ from srl.learner.batch import Example, collate
 from srl.learner.losses import Loss
 from srl.main import main
 from srl.protocols.chat import model_folder
-from srl.trajectory import Outcome, Trajectory, Turn, TurnKind, Verdict
+from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict
+from tests.test_shaping import went
 
 PAGE = RECIPES / "README.md"
 RIGHT, ARMS = 3, 4  # the token that answers right, and how many there are to choose from
@@ -120,6 +121,28 @@ def test_imitation_never_trains_a_wrong_answer_or_verdict(started):
         examples, _, found = started("recipe=raft", f"objective.average={average}").demonstrations(trajectories)
         assert [example.id for group in examples for example in group] == ["mixed"] and found == {"demonstrations": 1}
         assert examples[0][0].weights == [0, 0, 0, 0, weight, 0, weight]
+
+
+IMITATING = [
+    name
+    for name in sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    if load_config(None, [f"recipe={name}"]).objective.loss == "sft"
+]
+
+
+@pytest.mark.parametrize("recipe", IMITATING)
+@pytest.mark.parametrize("reason", [StopReason.LENGTH, StopReason.TOKENS])
+def test_nothing_that_was_cut_by_a_token_limit_is_imitated(recipe, reason, started):
+    """Cut after a right answer and a true verdict, each trajectory passes every other filter."""
+    update = started(f"recipe={recipe}")
+    codes = ["a+"] if update.config.protocol.name == "attempt" else ["a+ v+", "a- v- r+"]
+    for stop, trained in ((StopReason.VERIFIED, set(codes)), (reason, set())):
+        trajectories = [went(code, code, prompt=code, stop_reason=stop) for code in codes]
+        for turn in (turn for trajectory in trajectories for turn in trajectory.turns):
+            turn.token_ids = [RIGHT]
+        found = update.step(trajectories, 0, 0.5)
+        assert update.trained == trained
+    assert found["dropped_untruncated"] == len(codes)
 
 
 def page_files(directory: Path) -> list[Path]:
