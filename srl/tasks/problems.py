@@ -40,51 +40,76 @@ def load_problems(source: str, question_key: str, answer_key: str, limit: int | 
     `answer_key` take the last box of `solution`. Raises ConfigError naming source and row, also for a gold that cannot be read;
     of a benchmark such rows are left out, which is said.
     """
-    name, _, file = source.partition("=")
-    benchmark = BENCHMARKS.get(name.partition(":")[0])
-    problems: dict[str, Problem] = {}
-    places: dict[str, int] = {}
-    golds: dict[str, str] = {}  # of all rows; the questions of those that the limit leaves out are not kept
-    without_answer, again, contradicting = [], [], []
-    for number, row in read_rows(source) if benchmark is None else benchmark_rows(benchmark, name, file):
-        place = f"{source}, row {number}"
-        if benchmark is None:
-            question, gold = row_question(row, question_key, place), row_gold(row, answer_key, place)
+    distinct, without_answer = Distinct(limit), []
+    for number, text, gold in rows_of(source, question_key, answer_key):
+        if gold:
+            distinct.add(number, to_problem(text, gold))
         else:
-            question, gold = benchmark_row(benchmark, row, place)
-        if not gold:
             without_answer.append(number)
-            continue
-        problem = to_problem(question, gold)
-        if problem.prompt_id in golds:
-            (again if golds[problem.prompt_id] == gold else contradicting).append(number)
-            continue
-        golds[problem.prompt_id] = gold
-        problems[problem.prompt_id], places[problem.prompt_id] = problem, number
-        if limit is not None and len(problems) > 2 * limit + ROWS_PER_READ:
-            problems = first(problems, limit)
-            places = {prompt_id: places[prompt_id] for prompt_id in problems}
-    if limit is not None:
-        problems = first(problems, limit)
-        if len(golds) > limit:
-            say(f"{source}: {limit} of its {len(golds)} problems, by chance")
-    left_out = {
-        "without an answer": without_answer,
-        "with a gold that cannot be read": check_golds(problems, places, source, benchmark is None),
-        "with a question that occurred before": again,
-        "with a question that occurred before with another answer": contradicting,
-    }
-    for what, rows in left_out.items():
-        if rows:
-            say(f"{source}: left out {len(rows)} rows {what}: {', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)}")
+    problems = distinct.taken()
+    if len(problems) < len(distinct.golds):
+        say(f"{source}: {len(problems)} of its {len(distinct.golds)} problems, by chance")
+    unreadable = check_golds(problems, distinct.places, source, benchmark_of(source) is None)
+    say_left_out(source, "without an answer", without_answer)
+    say_left_out(source, "with a gold that cannot be read", unreadable)
+    say_left_out(source, "with a question that occurred before", distinct.again)
+    say_left_out(source, "with a question that occurred before with another answer", distinct.contradicting)
     if not problems:
         raise ConfigError(f"{source}: no problems in it")
     return list(problems.values())
 
 
-def first(problems: dict[str, Problem], limit: int) -> dict[str, Problem]:
-    """The first so many in the order of their ids."""
-    return {prompt_id: problems[prompt_id] for prompt_id in sorted(problems)[:limit]}
+def benchmark_of(source: str) -> Benchmark | None:
+    return BENCHMARKS.get(source.partition("=")[0].partition(":")[0])
+
+
+def rows_of(source: str, question_key: str, answer_key: str) -> Iterator[tuple[int, str, str]]:
+    """(number, question, gold) of every row; the gold of a benchmark's row may be empty."""
+    name, _, file = source.partition("=")
+    benchmark = benchmark_of(source)
+    for number, row in read_rows(source) if benchmark is None else benchmark_rows(benchmark, name, file):
+        place = f"{source}, row {number}"
+        if benchmark is None:
+            yield number, row_question(row, question_key, place), row_gold(row, answer_key, place)
+        else:
+            yield number, *benchmark_row(benchmark, row, place)
+
+
+class Distinct:
+    """Problems with different questions, at most `limit` of them, and the rows of those whose question occurred before.
+
+    Of problems that the limit leaves out only id and gold are held.
+    """
+
+    def __init__(self, limit: int | None):
+        self.limit = limit
+        self.problems: dict[str, Problem] = {}
+        self.places: dict[str, int] = {}  # the rows of those
+        self.golds: dict[str, str] = {}  # of all problems
+        self.again: list[int] = []
+        self.contradicting: list[int] = []
+
+    def add(self, number: int, problem: Problem) -> None:
+        name = problem.prompt_id
+        if name in self.golds:
+            (self.again if self.golds[name] == problem.gold else self.contradicting).append(number)
+            return
+        self.golds[name] = problem.gold
+        self.problems[name], self.places[name] = problem, number
+        if self.limit is not None and len(self.problems) > 2 * self.limit + ROWS_PER_READ:
+            self.problems = self.taken()
+            self.places = {name: self.places[name] for name in self.problems}
+
+    def taken(self) -> dict[str, Problem]:
+        """By id: all, or the first `limit` in the order of their ids."""
+        if self.limit is None:
+            return self.problems
+        return {name: self.problems[name] for name in sorted(self.problems)[: self.limit]}
+
+
+def say_left_out(source: str, why: str, rows: list[int]) -> None:
+    if rows:
+        say(f"{source}: left out {len(rows)} rows {why}: {', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)}")
 
 
 def check_golds(problems: dict[str, Problem], places: dict[str, int], source: str, strict: bool) -> list[int]:
@@ -112,7 +137,7 @@ def benchmark_rows(benchmark: Benchmark, name: str, file: str) -> Iterator[tuple
     return enumerate(hub_rows(benchmark.hub, split, benchmark.subset), 1)
 
 
-def benchmark_row(benchmark: Benchmark, row: dict[str, Any], place: str) -> tuple[str, str | None]:
+def benchmark_row(benchmark: Benchmark, row: dict[str, Any], place: str) -> tuple[str, str]:
     try:
         return benchmark.question(row).strip(), (benchmark.gold(row) or "").strip()
     except KeyError as error:
