@@ -367,6 +367,6 @@ def test_a_protocol_of_ones_own_is_a_function_that_the_setting_names(chat, tmp_p
     (tmp_path / "with_tools.py").write_text(COUNTER)
     monkeypatch.syspath_prepend(tmp_path)
     trajectory, engine = play(chat, "with_tools:counter", SLIP, RIGHT)
-    assert kinds(trajectory) == [A, I, R] and trajectory.final.answer == "66" and engine.limits == [9, 7]
+    assert kinds(trajectory) == [A, I, R] and trajectory.final().answer == "66" and engine.limits == [9, 7]
     assert trajectory.turns[1].text == str(len(trajectory.turns[0].token_ids)) and not trajectory.turns[1].sampled
     assert load_config(None, ["protocol.name=with_tools:own_chain"]).protocol.form == ""
