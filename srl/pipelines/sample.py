@@ -132,7 +132,7 @@ def on_last_try(file: Path, retries: int) -> bool:
     earlier = len(list(file.parent.glob(f".{file.name}.*.try")))
     if earlier > retries:
         raise RuntimeError(f"rollout.retries={retries}: the engine died {earlier} times with {file.name}")
-    return 0 < earlier == retries
+    return earlier > 0 and earlier == retries
 
 
 def begin_try(file: Path) -> None:

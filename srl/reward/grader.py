@@ -81,8 +81,10 @@ class Grader:
                 continue
             if letter and not answer:
                 continue
-            if words(answer) is bare_words(answer) is None and any(
-                plain_fraction(v) is plain_number(v) is None for v in values(answer)
+            if (
+                words(answer) is None
+                and bare_words(answer) is None
+                and any(plain_fraction(v) is None and plain_number(v) is None for v in values(answer))
             ):
                 waiting[gold] = Comparison(None, answer)
         replies = self.pool.compare(list(waiting.values())) if waiting else []

@@ -89,4 +89,4 @@ class Backlog:
         return dealt
 
     def _last_try(self, order: Order) -> bool:
-        return 0 < order.failures >= self.retries
+        return order.failures > 0 and order.failures >= self.retries

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -261,34 +262,43 @@ class Fleet:
         try:
             result = ray.get(ref)
         except RayActorError as error:
-            if slot.state is State.STARTING and not isinstance(error, ActorDiedError):
-                return  # still on its way; asked again below
-            if isinstance(error, ActorDiedError):  # not restarted by Ray: it failed while it started
-                slot.worker = self._actor(slot.index)
-            yield from self._down(slot, "deaths", last_line(error))
+            yield from self._died(slot, error)
         except RayTaskError as error:
-            if name == "load_weights" and isinstance(error.cause, ObjectLostError):
-                slot.enter(State.STARTING)  # it lives, and loads what there is next
-                if made < self.given or self.resting:
-                    return
-                raise WeightsLost(f"weights {self.version} are gone with the process or node that made them") from error
-            if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | TimeoutError):
-                raise
-            hangs = isinstance(error.cause, EngineHangs | TimeoutError)  # the latter of weights that do not arrive
-            yield from self._kill(slot, "hangs" if hangs else "deaths", last_line(error))
+            yield from self._failed(slot, name, made, error)
         else:
-            if name == "ready":
-                if result == slot.given_up:
-                    return  # asked again below
+            yield from self._answered(slot, name, result)
+
+    def _died(self, slot: Slot, error: RayActorError) -> Iterator[Event]:
+        if slot.state is State.STARTING and not isinstance(error, ActorDiedError):
+            return  # Ray starts it; `_events` asks it again whether it is ready
+        if isinstance(error, ActorDiedError):  # not restarted by Ray: it failed while it started
+            slot.worker = self._actor(slot.index)
+        yield from self._down(slot, "deaths", last_line(error))
+
+    def _failed(self, slot: Slot, name: str, made: float, error: RayTaskError) -> Iterator[Event]:
+        """Of a worker that lives: weights that are lost, or an engine that is to be replaced; anything else is raised."""
+        if name == "load_weights" and isinstance(error.cause, ObjectLostError):
+            slot.enter(State.STARTING)  # it loads what there is next
+            if made >= self.given and not self.resting:
+                raise WeightsLost(f"weights {self.version} are gone with the process or node that made them") from error
+            return
+        if not isinstance(error.cause, EngineFailure | EngineHangs | StaleWeights | TimeoutError):
+            raise error
+        hangs = isinstance(error.cause, EngineHangs | TimeoutError)  # the latter of weights that do not arrive
+        yield from self._kill(slot, "hangs" if hangs else "deaths", last_line(error))
+
+    def _answered(self, slot: Slot, name: str, result: Any) -> Iterator[Event]:
+        match name:
+            case "ready" if result != slot.given_up:  # the process that was killed may have answered last
                 slot.life = result
                 self._load(slot) if self.weights and not self.resting else slot.enter(State.UP)
-            elif name == "begin_weights":
+            case "begin_weights":
                 slot.life = result
                 slot.enter(State.WAITING)
-            elif name in ("load_weights", "end_weights"):
+            case "load_weights" | "end_weights":
                 version, slot.load_seconds = result
                 self._load(slot) if version != self.version and not self.resting else slot.enter(State.UP)
-            elif name == "collect":
+            case "collect":
                 yield from self._collected(slot, *result)
 
     def _collected(self, slot: Slot, jobs: list[Job], counts: dict[str, int]) -> Iterator[Event]:
