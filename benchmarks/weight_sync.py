@@ -1,13 +1,13 @@
-"""Weights from learner to rollout: python -m benchmarks.weight_sync [--layers N] [--receivers 1 2 4] [--rounds N]
+"""Weights from learner to rollout: python -m benchmarks.weight_sync [--shape 0.5b] [--layers N] [--receivers 1 2 4] [--rounds N]
 
-A model of random bfloat16 weights in the shape of Qwen2.5-0.5B goes from one process into others that hold the same tensors, as
-it goes to engines, by each of the three ways: as buckets through Ray's object store, or straight from the sender by `broadcast`
-(gloo) and `ipc` (a file that both map). Beside them, on the same actors and alternating with them, one call per parameter and
-receiver, each waited for, in two encodings: `one_call_per_parameter` puts the torch tensor itself into the object store, as many
-trainers do, and most of its time is the pickling of tensors; `one_call_per_parameter_as_bytes` puts each as a bucket of its own,
-without checksum, so that what it takes longer than `store` is the price of the calls. What an engine does with its copy is not
-measured. That every tensor arrives is checked once per way, before. Prints JSON: seconds, bytes per second over those of a plain
-copy here, ratios.
+A model of random bfloat16 weights in the shape of Qwen2.5's 0.5B, 1.5B or 7B goes from one process into others that hold the
+same tensors, as it goes to engines, by each of the three ways: as buckets through Ray's object store, or straight from the
+sender by `broadcast` (gloo) and `ipc` (a file that both map). Beside them, on the same actors and alternating with them, one
+call per parameter and receiver, each waited for, in two encodings: `one_call_per_parameter` puts the torch tensor itself into
+the object store, as many trainers do, and most of its time is the pickling of tensors; `one_call_per_parameter_as_bytes` puts
+each as a bucket of its own, without checksum, so that what it takes longer than `store` is the price of the calls. What an
+engine does with its copy is not measured. That every tensor arrives is checked once per way, before. Prints JSON: seconds,
+bytes per second over those of a plain copy here, ratios.
 """
 
 import argparse
@@ -29,6 +29,15 @@ from srl.weights.bucket import Bucket, checksum, fill_buckets, pack, unpack
 from srl.weights.bundle import Bundle, Lazy, receive, send
 from srl.weights.stream import Link, Outgoing, Part, Stream, hand_over, receive_part
 
+SHAPES = {  # of Qwen2.5
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    "7b": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+SMALL = {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
 CPU = torch.device("cpu")
 MIB = 2**20
 WAIT_S = 300
@@ -78,9 +87,9 @@ class Receiver:
 class Sender:
     """Hands over what it holds, as a learner's only rank does."""
 
-    def __init__(self, layers: int, bucket_mib: int):
+    def __init__(self, shape: str, layers: int | None, bucket_mib: int):
         torch.set_num_threads(1)
-        self.weights, self.bucket_mib = named_weights(layers), bucket_mib
+        self.weights, self.bucket_mib = named_weights(shape, layers), bucket_mib
         self.group: BroadcastGroup | None = None
 
     def open_link(self) -> tuple[str, int]:
@@ -122,14 +131,12 @@ class OneRank:
         ray.get(self.sender.finish.remote(), timeout=WAIT_S)
 
 
-def named_weights(layers: int) -> list[tuple[str, torch.Tensor]]:
-    """Random weights under the names and in the shapes of Qwen2.5-0.5B, with that many layers (24)."""
-    shape = Qwen2Config(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14,
-        num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
+def named_weights(shape: str, layers: int | None) -> list[tuple[str, torch.Tensor]]:
+    """Random weights under the names and in the shapes of that model, all layers or so many."""
+    numbers = SMALL | SHAPES[shape]
+    config = Qwen2Config(**numbers | {"num_hidden_layers": layers or numbers["num_hidden_layers"]})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
+        model = AutoModelForCausalLM.from_config(config)
     # Noise that repeats is as good here, and much faster to make; the same in every process.
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
     return [
@@ -195,21 +202,23 @@ def copy_speed() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=at_least(1), default=24)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
+    parser.add_argument("--layers", type=at_least(1), help="fewer layers than the model has")
     parser.add_argument("--receivers", type=at_least(1), nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--bucket-mib", type=at_least(1), default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    weights = named_weights(options.layers)
+    weights = named_weights(options.shape, options.layers)
     size = sum(tensor.nbytes for _, tensor in weights)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(address="local", num_cpus=8, object_store_memory=2 * size + 256 * MIB, log_to_driver=False, include_dashboard=False)
-    result = {"parameters": len(weights), "bytes": size, "copy_bytes_per_s": copy_speed(), "receivers": {}}
+    result = {"shape": options.shape, "parameters": len(weights), "bytes": size, "copy_bytes_per_s": copy_speed()}
+    result["receivers"] = {}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights}
     for count in options.receivers:
         # A new one each time: the old one is a member of a group with receivers that are gone.
-        sender = ray.remote(Sender).options(num_cpus=0.5).remote(options.layers, options.bucket_mib)
+        sender = ray.remote(Sender).options(num_cpus=0.5).remote(options.shape, options.layers, options.bucket_mib)
         receivers = [ray.remote(Receiver).options(num_cpus=0.5).remote(shapes) for _ in range(count)]
         result["receivers"][count] = compared(weights, sender, receivers, options, result["copy_bytes_per_s"])
         for actor in (sender, *receivers):
