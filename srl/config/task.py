@@ -17,9 +17,9 @@ class TaskConfig(Section):
     name: Literal["chains", "file"] = Field("chains", description="`chains` is the embedded task; `file` reads the paths below.")
     train: str = Field(
         "",
-        description="Training problems: BENCHMARK, BENCHMARK=FILE, JSON lines or Parquet file, or hub name. For `file`.",
+        description="Training problems: BENCHMARK, BENCHMARK=FILE, JSON lines or Parquet file, or hub name. Only for `file`.",
     )
-    validation: str = Field("", description="Validation problems, same forms; empty holds out some of `train`.")
+    validation: str = Field("", description="Validation problems, same forms; empty holds out some of `train`. Only for `file`.")
     test: dict[str, str] = Field({}, description="Benchmarks: name -> file or hub name. Only for `file`.")
     question_key: str = Field("problem", description="Column with the problem text.")
     answer_key: str = Field("answer", description="Column with the gold answer.")
@@ -31,6 +31,11 @@ class TaskConfig(Section):
     def _complete(self) -> "TaskConfig":
         if self.name == "file" and not (self.train and self.test):
             raise ValueError("task.name=file needs task.train and at least one entry in task.test")
+        if self.name == "chains":
+            files = {"task.train": self.train, "task.validation": self.validation}
+            files |= {f"task.test.{name}": source for name, source in self.test.items()}
+            if named := [f"{setting}={source} needs task.name=file" for setting, source in files.items() if source]:
+                raise ValueError("; ".join(named))
         if self.min_operations > self.max_operations:
             raise ValueError(f"task.min_operations={self.min_operations} is above task.max_operations={self.max_operations}")
         return self
