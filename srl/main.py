@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from srl.config import Config, ConfigError, load_config, load_run, parse_override
+from srl.config import Config, ConfigError, OtherRunError, load_config, load_run, parse_override
 
 # name: (module of srl/commands, help)
 COMMANDS = {
@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return 141
     except ConfigError as error:
-        print(f"srl: {error}", file=sys.stderr)
+        starts_over = isinstance(error, OtherRunError) and command in MAY_START_OVER
+        print(f"srl: {error}{', or fresh=true to start over' * starts_over}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nsrl: stopped{'; the same command continues where it was' * (command in CONTINUE)}", file=sys.stderr)
@@ -135,7 +136,9 @@ def configuration(command: str, options: argparse.Namespace) -> Config:
     command that works on one; else those of tiny.yaml."""
     file, overrides = options.config, options.overrides
     if not file and (folder := run_folder(command, options)) and (folder / "config.yaml").is_file():
-        return load_run(folder, overrides)
+        # A folder that was moved has another name than its settings say.
+        name = [f"run.name={folder.name}"] if command in OF_A_RUN else []
+        return load_run(folder, [*overrides, *name])
     return load_config(file or "tiny.yaml", overrides)
 
 

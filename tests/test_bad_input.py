@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import yaml
 
 from benchmarks import grading, seeds
 from srl.commands import phases
@@ -348,9 +349,47 @@ def test_a_run_is_found_by_its_name_alone_and_contradictions_are_refused(tmp_pat
     assert "steps: 7" in capfd.readouterr().out
     assert main(["report", *name, "rl.steps=8"]) == 2
     assert "(rl.steps was 7, now 8)" in capfd.readouterr().err
-    (path / "config.yaml").write_text("rl: [")
-    assert main(["report", *name]) == 2
-    assert f"{path}/config.yaml: not YAML" in capfd.readouterr().err
+
+
+def test_a_run_whose_folder_was_renamed_is_reported_evaluated_and_continued_under_its_new_name(tmp_path: Path, capfd):
+    where, settings = [f"run.directory={tmp_path}"], ["rl.steps=7"]
+    path = made_run(tmp_path, *settings)
+    (path / "state.json").write_text('{"phases": {"evaluate-base": 1.0}}')  # the rest is still to be done
+    path.rename(tmp_path / "other")
+    assert main(["report", *where, "name=other"]) == 0 and (tmp_path / "other" / "report.html").exists()
+    assert main(["evaluate", "--dry-run", *where, "name=other"]) == 0
+    assert main(["run", "--dry-run", *where, "name=other", *settings]) == 0
+    (tmp_path / "other").rename(tmp_path / "tiny")  # as a run is called when nothing is said
+    assert main(["report", *where]) == 0 and (tmp_path / "tiny" / "report.html").exists()
+    assert capfd.readouterr().err == "" and [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    assert yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text())["run"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate --dry-run", "orm --dry-run", "run --dry-run", "compare {0} {0}"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "empty or cut off"), ("run:\n  name: mine\n", "empty or cut off"), ("- a\n", "expected sections"),
+     ("run: 3\n", "run is a section"), ("rl: [", "not YAML")],
+)  # fmt: skip
+def test_a_damaged_config_yaml_is_named_and_nothing_advises_to_delete_the_run(
+    command: str, text: str, said: str, tmp_path: Path, capfd
+):
+    path = made_run(tmp_path)
+    (path / "results.json").write_text('{"rows": []}')
+    (path / "config.yaml").write_text(text)
+    page = [f"--output={tmp_path}/page.html"] * command.startswith("compare")
+    assert main([*command.format(path).split(), *page, f"run.directory={tmp_path}", "name=mine"]) == 2
+    error = capfd.readouterr().err
+    assert f"srl: {path}/config.yaml: {said}" in error and "fresh" not in error
+
+
+def test_only_commands_that_may_start_over_are_offered_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    made_run(tmp_path, "rl.steps=7")
+    other = [f"run.directory={tmp_path}", "name=mine", "rl.steps=8"]
+    for command, over in {"run": True, "stage1": True, "sft": True, "rl": True, "orm": False, "evaluate": False}.items():
+        assert main([command, "--dry-run", *other]) == 2
+        advice = capfd.readouterr().err.rpartition("(rl.steps was 7, now 8): ")[2]
+        assert advice == f"choose another run.name{', or fresh=true to start over' * over}\n"
 
 
 @pytest.mark.parametrize(

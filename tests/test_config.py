@@ -360,7 +360,7 @@ def test_a_model_trained_without_verdicts_is_not_asked_for_any():
 @pytest.mark.parametrize("command", ["report", "tune", "import", "weights", "evaluate"])
 def test_a_command_that_needs_the_run_never_deletes_it(command: str, tmp_path: Path, capsys):
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "config.yaml").write_text("{}")
+    (tmp_path / "tiny" / "config.yaml").write_text(yaml.safe_dump(identity(Config())))
     more = {"import": ["--from", str(tmp_path)], "weights": ["--to", str(tmp_path / "new")]}.get(command, [])
     assert main([command, *more, f"run.directory={tmp_path}", "fresh=true"]) == 2
     assert f"fresh=true would delete the run that {command} needs" in capsys.readouterr().err

@@ -116,6 +116,7 @@ def check_places(config: Config) -> None:
 
 
 QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+ANEW = "delete it and start the run again under the settings it had, which writes it anew"
 SHORTHANDS = {"fresh": "run.fresh", "seed": "run.seed", "name": "run.name", "recipe": "run.recipe"}
 
 
@@ -129,10 +130,11 @@ def load_config(path: str | None, overrides: list[str]) -> Config:
 
 def load_run(folder: Path, overrides: list[str]) -> Config:
     """The settings of the run in that folder, from its config.yaml and, where it has one, its placement.yaml, with overrides.
-    It has those of its recipe; what is no setting any more is left out."""
-    known, data = set(valid_keys()), {}
-    for file in filter(Path.is_file, (folder / "config.yaml", folder / "placement.yaml")):
-        merge(data, read_yaml(f"{file}", file))
+    It has those of its recipe; what is no setting any more is left out.
+    Raises ConfigError as `read_settings` and `load_config`."""
+    known, data, placed = set(valid_keys()), read_settings(folder / "config.yaml"), folder / "placement.yaml"
+    if placed.is_file():
+        merge(data, read_yaml(f"{placed}", placed))
     settings = {
         section: {key: value for key, value in values.items() if f"{section}.{key}" in known}
         for section, values in data.items()
@@ -141,6 +143,16 @@ def load_run(folder: Path, overrides: list[str]) -> Config:
     recipe = settings.get("run", {}).pop("recipe", "")
     config = configured({section: values for section, values in settings.items() if section in known}, overrides)
     return config.model_copy(update={"run": config.run.model_copy(update={"recipe": config.run.recipe or recipe})})
+
+
+def read_settings(file: Path) -> dict[str, dict[str, Any]]:
+    """The config.yaml of a run, by section. Raises ConfigError for one that is empty, cut off or anything but sections."""
+    data = read_yaml(f"{file}", file)
+    if wrong := [f"{section}" for section, settings in data.items() if not isinstance(settings, dict)]:
+        raise ConfigError(f"{file}: {wrong[0]} is a section, with settings below it; {ANEW}")
+    if "seed" not in data.get("run", {}):
+        raise ConfigError(f"{file}: empty or cut off, its last setting is run.seed; {ANEW}")
+    return data
 
 
 def configured(data: dict[str, Any], overrides: list[str]) -> Config:

@@ -21,7 +21,7 @@ from fsspec.core import url_to_fs
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from srl.config import ConfigError
+from srl.config import ConfigError, OtherRunError
 from srl.protocols.chat import first_line
 
 T = TypeVar("T")
@@ -146,9 +146,8 @@ class Checkpoints:
 
         owners = finish(begin(look), ANSWER_S, f"the checkpoints in {self.upload} were not listed")
         if any(owner != self.owner for owner in owners.values()):
-            raise ConfigError(
-                f"learner.upload: {self.upload} holds checkpoints of another configuration: choose another run.name, or "
-                "fresh=true to delete them"
+            raise OtherRunError(
+                f"learner.upload: {self.upload} holds checkpoints of another configuration: choose another run.name"
             )
         return list(owners)
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from srl.config import Config, ConfigError, read_yaml
+from srl.config import Config, ConfigError, OtherRunError, read_settings
 from srl.observe.scalars import Scalars
 
 # Settings that say where and how to run; changing them does not make it another run.
@@ -237,8 +237,8 @@ def start_over(config: Config) -> None:
 
 
 def check_directory(config: Config) -> None:
-    """Raises ConfigError for a directory that cannot be, that holds another configuration's run, or what `fresh` may not
-    delete."""
+    """Raises ConfigError for a directory that cannot be, that holds another configuration's run or a damaged config.yaml, or
+    what `fresh` may not delete."""
     path = RunDirectory.locate(config)
     check_folder_writable("run.directory", path)
     if config.run.fresh:
@@ -246,24 +246,23 @@ def check_directory(config: Config) -> None:
             raise ConfigError(f"run.fresh: {path} holds no run (no config.yaml), so it is not deleted")
     elif (changed := changes(path, config)) and any(file.is_file() for file in kept(path)):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ConfigError(
-            f"{path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
-            "choose another run.name, or fresh=true to start over"
+        raise OtherRunError(
+            f"{path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): choose another run.name"
         )
 
 
 def changes(path: Path, config: Config) -> list[str]:
-    """Settings that were others when the run in that directory was made. One that did not exist then had its default."""
+    """Settings that were others when the run in that directory was made. One that did not exist then had its default; the name
+    is that of the folder, which may have been moved. Raises ConfigError as `read_settings`."""
     if not (path / "config.yaml").exists():
         return []
-    before, defaults = read_yaml(f"{path / 'config.yaml'}", path / "config.yaml"), identity(Config())
-    settings = identity(config)
-    had = {section: defaults[section] | (before.get(section) or {}) for section in settings}
+    before, defaults, settings = read_settings(path / "config.yaml"), identity(Config()), identity(config)
+    had = {section: defaults[section] | before.get(section, {}) for section in settings}
     return [
         f"{section}.{key} was {had[section][key]!r}, now {value!r}"
         for section, values in settings.items()
         for key, value in values.items()
-        if had[section][key] != value
+        if had[section][key] != value and (section, key) != ("run", "name")
     ]
 
 

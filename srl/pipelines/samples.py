@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from srl.config import ConfigError
+from srl.config import ConfigError, OtherRunError
 from srl.protocols.chat import first_line
 from srl.tasks.problems import Problem
 from srl.trajectory import Outcome, StopReason, Trajectory, TurnKind, Verdict
@@ -119,7 +119,7 @@ def block_label(problems: Sequence[Problem], weights: Sequence[str]) -> dict[byt
 
 
 def missing_blocks(folder: Path, blocks: dict[str, Sequence[Problem]], weights: Sequence[str]) -> dict[str, Sequence[Problem]]:
-    """Blocks without a file. Raises ConfigError for a file that holds other problems or comes from another model."""
+    """Blocks without a file. Raises OtherRunError for a file that holds other problems or comes from another model."""
     missing = {}
     for name, problems in blocks.items():
         if not (folder / name).exists():
@@ -128,9 +128,7 @@ def missing_blocks(folder: Path, blocks: dict[str, Sequence[Problem]], weights: 
         found = pq.read_metadata(folder / name).metadata or {}
         expected = block_label(problems, weights)
         if different := [key.decode() for key in expected if found.get(key) != expected[key]]:
-            raise ConfigError(
-                f"{folder / name} has other {' and '.join(different)} than this run: choose another run.name, or fresh=true"
-            )
+            raise OtherRunError(f"{folder / name} has other {' and '.join(different)} than this run: choose another run.name")
     return missing
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from srl.config import read_yaml
+from srl.config import read_settings
 from srl.evaluation.compare import align, paired_tests, run_names, spread
 from srl.evaluation.report.files import RunFiles, read_run, series
 from srl.evaluation.report.markup import escape, interval, missing, number, table
@@ -27,7 +27,7 @@ COLUMNS |= {"verdict_wrong": "verdict W"}
 
 
 def write_comparison(directories: list[Path], target: Path) -> Path:
-    """Raises ConfigError for a results.json that is not JSON, a config.yaml that is not YAML."""
+    """Raises ConfigError for a results.json that is not JSON, a config.yaml that holds no settings."""
     names = run_names(directories)
     runs = [replace(read_run(directory), called=name) for directory, name in zip(directories, names, strict=True)]
     return write_page(target, comparison(runs))
@@ -120,5 +120,5 @@ def settings(runs: list[RunFiles]) -> str:
 
 
 def flattened(config: Path) -> dict[str, Any]:
-    sections = read_yaml(f"{config}", config) if config.is_file() else {}
-    return {f"{name}.{key}": value for name, values in sections.items() for key, value in (values or {}).items()}
+    sections = read_settings(config) if config.is_file() else {}
+    return {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
