@@ -48,11 +48,11 @@ def test_status_shows_phase_step_numbers_actors_and_alarms(run: RunDirectory):
     write_state(run)
     run.record("rl", 11, reward=0.5, final=61.25, unshown=3)
     text = format_status(run.path, now=1001.0)
-    assert f"{run.path}: phase rl, step 12, moved 3 s ago (pid 7 on head)" in text
+    assert f"{run.path}: phase rl, step 12, moved 4 s ago (pid 7 on head)" in text
     assert "latest: rl step 11: reward 0.5, final 61.25" in text
     row = next(line for line in text.splitlines() if line.startswith("rollout 1"))
     assert " ".join(row.split()) == (
-        "rollout 1 10.0.0.2 9 2 1 s ago 1.0 GiB generate>step for 30 s sampled_tokens=123,456 weight_version=4"
+        "rollout 1 10.0.0.2 9 2 2 s ago 1.0 GiB generate>step for 31 s sampled_tokens=123,456 weight_version=4"
     )
     assert text.endswith("alarm: node 10.0.0.2 uses 95% of its 16.0 GiB memory")
 
@@ -63,6 +63,22 @@ def test_status_tells_an_ended_run_from_one_that_is_out_of_reach(run: RunDirecto
     write_state(run)
     assert "phase rl, step 12" in format_status(run.path, now=1080.0)  # within ten intervals and half a minute
     assert "out of reach; last heard 81 s ago in phase rl" in format_status(run.path, now=1081.0)
+
+
+def test_ages_grow_after_the_last_write_and_of_an_ended_run_only_counts_are_shown(run: RunDirectory):
+    actor = {**STATE["actors"][0], "heard_s": 0.2, "since_s": 30.0}
+    write_state(run, moved_s=0.0, actors=[actor, {**actor, "rank": 2, "doing": "idle"}])
+    text = format_status(run.path, now=1000.0 + 2760)
+    first, second = (" ".join(line.split()) for line in text.splitlines() if line.startswith("rollout"))
+    assert " 46 min ago 1.0 GiB generate>step for 46 min sampled_tokens" in first
+    assert " 46 min ago 1.0 GiB idle sampled_tokens" in second and " 0 s ago" not in text
+    assert "step 12, moved 45 s ago" in format_status(run.path, now=1045.0)
+
+    write_state(run, ended=True, actors=[actor])
+    text = format_status(run.path, now=1000.0 + 2760)
+    row = next(line for line in text.splitlines() if line.startswith("rollout"))
+    assert " ".join(row.split()) == "rollout 1 sampled_tokens=123,456 weight_version=4"
+    assert text.count("ago") == 1 and "ended 46 min ago" in text
 
 
 def test_a_run_continues_on_other_workers_but_not_under_other_sampling(run: RunDirectory):

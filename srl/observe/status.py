@@ -17,7 +17,7 @@ EVALUATED = "evaluated"  # the phase after models were evaluated from the comman
 
 
 def format_status(path: Path, now: float) -> str:
-    """Several lines: phase and step, what is done, the latest measurement, each actor, alarms."""
+    """Several lines: phase and step, what is done, the latest measurement, each actor, alarms; ages in seconds before `now`."""
     state, done = read_json(path / "status.json"), finished(path)
     lines = [headline(path, state, done, now)]
     if done:
@@ -26,7 +26,8 @@ def format_status(path: Path, now: float) -> str:
         shown = ", ".join(f"{name} {latest[name]:.4g}" for name in SHOWN if isinstance(latest.get(name), int | float))
         lines.append(f"latest: {latest['phase']} step {latest['step']}: {shown}")
     if state:
-        lines += ["", *actor_table(state["actors"])]
+        age = None if state["ended"] else now - state["written"]
+        lines += ["", *actor_table(state["actors"], age)]
         lines += [f"alarm: {line}" for line in state["alarms"]]
     return "\n".join(lines)
 
@@ -43,23 +44,31 @@ def headline(path: Path, state: dict[str, Any] | None, done: Mapping[str, float]
         return (
             f"{path}: not running or out of reach; last heard {ago(now - state['written'])} in phase {state['phase']} ({where})"
         )
-    return f"{path}: phase {state['phase']}, step {state['step']}, moved {ago(state['moved_s'])} ({where})"
+    moved = ago(now - state["written"] + state["moved_s"])
+    return f"{path}: phase {state['phase']}, step {state['step']}, moved {moved} ({where})"
 
 
-def actor_table(actors: list[dict[str, Any]]) -> list[str]:
+def actor_table(actors: list[dict[str, Any]], age: float | None) -> list[str]:
+    """What was written `age` seconds ago of each actor; None of a run that has ended: then only what its actors counted."""
     rows = [("actor", "node", "pid", "starts", "heard", "resident", "doing", "counts")]
+    if age is None:
+        rows = [("actor", "counts")]
     for actor in actors:
-        counts = {**actor["counts"], **actor["levels"]}
+        who = f"{actor['role']} {actor['rank']}"
+        counts = " ".join(f"{name}={value:,.10g}" for name, value in {**actor["counts"], **actor["levels"]}.items())
+        if age is None:
+            rows.append((who, counts))
+            continue
         rows.append(
             (
-                f"{actor['role']} {actor['rank']}",
+                who,
                 actor["node"],
                 str(actor["pid"]),
                 str(actor["starts"]),
-                ago(actor["heard_s"]),
+                ago(age + actor["heard_s"]),
                 gibibytes(actor["resident"]),
-                actor["doing"] if actor["doing"] == "idle" else f"{actor['doing']} for {actor['since_s']:.0f} s",
-                " ".join(f"{name}={value:,.10g}" for name, value in counts.items()),
+                actor["doing"] if actor["doing"] == "idle" else f"{actor['doing']} for {duration(age + actor['since_s'])}",
+                counts,
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
