@@ -45,10 +45,12 @@ def test_a_line_cut_off_by_a_kill_is_no_record(tmp_path):
 def test_a_record_after_a_line_that_was_cut_off_takes_its_place(records: list[dict], lost: int):
     with TemporaryDirectory() as folder:
         file = Path(folder) / "metrics.jsonl"
+        records = [record | {"phase": "rl", "step": 0} for record in records]
         for record in records:
             append_line(file, record)
         whole = file.read_bytes() if records else b""
         file.write_bytes(whole[: max(0, len(whole) - lost)])
         left = read_lines(file)
-        append_line(file, {"after": "the disk was full"})
-        assert left == records[: len(left)] and read_lines(file) == [*left, {"after": "the disk was full"}]
+        after = {"phase": "rl", "step": 1}  # the disk was full
+        append_line(file, after)
+        assert left == records[: len(left)] and read_lines(file) == [*left, after]

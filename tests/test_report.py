@@ -213,7 +213,7 @@ def test_half_a_line_of_a_running_job_is_left_out_and_said(tmp_path):
     directory = fake_run(tmp_path / "run", per_method=2)
     with (directory / "metrics.jsonl").open("ab") as file:
         file.write(b'{"phase": "rl", "na\xc3')
-    assert "Lines of metrics.jsonl that are not JSON and were left out: 1." in write_report(directory).read_text("utf-8")
+    assert "Lines of metrics.jsonl that are no records and were left out: 1." in write_report(directory).read_text("utf-8")
 
 
 def test_a_results_file_that_is_not_json_is_named(tmp_path):

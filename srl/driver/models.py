@@ -17,7 +17,7 @@ from srl.evaluation.cell import Cell
 from srl.evaluation.names import shortest
 from srl.learner.model import check_model
 from srl.observe.progress import bar, lines_as, say
-from srl.observe.run_directory import RunDirectory, check_directory, read_json
+from srl.observe.run_directory import RunDirectory, check_directory, read_rows
 from srl.observe.status import EVALUATED
 from srl.observe.watchdog import observed
 from srl.protocols.chat import Chat, model_folder
@@ -109,7 +109,7 @@ def checked(config: Config, asked: Sequence[Asked], benchmarks: Sequence[str], j
         check_protocol(protocol, holders[item.model])
     if judge and not any(protocol.startswith("judged") for protocol in protocols):
         raise ConfigError(f"--judge {judge}: {', '.join(dict.fromkeys(protocols))} asks no judge; --protocol judged_chain does")
-    rows = (read_json(path / "results.json") or {"rows": []})["rows"]
+    rows = read_rows(path)
     problems, places = benchmarks_of(benchmarks, config, rows)
     for own in engines:
         check_wording(own, (problem for tests in problems.values() for problem in tests))

@@ -13,7 +13,7 @@ from srl.evaluation.paper import FIGURE_1, TABLES, VARIANTS, Source, Table, Vari
 from srl.evaluation.report.files import read_lines
 from srl.evaluation.tables import figure_1, figure_2, side_by_side
 from srl.observe.progress import say
-from srl.observe.run_directory import RunDirectory
+from srl.observe.run_directory import RunDirectory, is_record
 
 FIGURE_2 = Asked("ift", temperature=1.0, samples=16, problems=100)
 # (overrides) -> configuration: the file, recipe and settings of the command line with these over them.
@@ -186,7 +186,8 @@ def figure(number: int, plans: Sequence[Plan]) -> str:
 
 def validations(path: Path) -> dict[int, dict[str, Any]]:
     """By RL step, the last measurement of each. Raises ConfigError for a run without any."""
-    points = {line["step"]: line for line in read_lines(path / "metrics.jsonl")[0] if line.get("phase") == "rl-validation"}
+    lines, _ = read_lines(path / "metrics.jsonl", is_record)
+    points = {line["step"]: line for line in lines if line["phase"] == "rl-validation"}
     if not points:
         raise ConfigError(f"{path}: metrics.jsonl has no validation during RL")
     return points

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srl.config import ConfigError
+from srl.protocols.chat import first_line
 from srl.trajectory import Trajectory, from_record, to_record
 
 COUNTED = "problems.json"
@@ -46,13 +47,14 @@ class Trajectories:
     """Graded trajectories of a cell in a folder of Parquet files, each written whole or not at all; keyed by id.
 
     They belong to one state of the model and the wording (`identity`): when that has changed, what an earlier evaluation left is
-    deleted. More problems add to what is there.
+    deleted. Raises ConfigError for files that are damaged. More problems add to what is there.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
         self.folder, note = folder, folder / "identity.json"
         text = json.dumps(identity, indent=1, sort_keys=True)
-        if folder.is_dir() and not (note.is_file() and note.read_text() == text):
+        if folder.is_dir() and not (note.is_file() and note.read_bytes() == text.encode()):
+            check_identity(note)
             for file in folder.iterdir():
                 file.unlink()
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,8 @@ class Trajectories:
     def add(self, trajectories: list[Trajectory]) -> None:
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist([to_record(item) for item in trajectories]), buffer, compression="zstd")
-        replace(self.folder / f"{len(list(self.folder.glob('*.parquet'))):05}.parquet", buffer.getvalue().to_pybytes())
+        number = max((int(file.stem) for file in self.folder.glob("*.parquet")), default=-1) + 1  # a damaged one may be deleted
+        replace(self.folder / f"{number:05}.parquet", buffer.getvalue().to_pybytes())
 
     def count(self, problems: Iterable[str]) -> None:
         """Remember the ids of the problems that the row is about: there may be trajectories of others."""
@@ -73,18 +76,42 @@ class Trajectories:
 
 
 def read_counted(folder: Path) -> dict[str, Trajectory]:
-    """The trajectories of a cell's row, by id; all of the folder where nothing says which."""
+    """The trajectories of a cell's row, by id; all of the folder where nothing says which. Raises ConfigError for a damaged
+    file."""
     found, note = read_trajectories(folder), folder / COUNTED
-    problems = set(json.loads(note.read_text())) if note.is_file() else {item.prompt_id for item in found.values()}
+    if not note.is_file():
+        return found
+    try:
+        problems = json.loads(note.read_bytes())
+    except ValueError:
+        problems = None
+    if not isinstance(problems, list):
+        raise ConfigError(f"{note}: no list of problems; delete it and it is made again by the next evaluate --model")
+    problems = set(problems)
     return {name: trajectory for name, trajectory in found.items() if trajectory.prompt_id in problems}
 
 
 def read_trajectories(folder: Path) -> dict[str, Trajectory]:
-    """By id; nothing from a folder that is not there."""
+    """By id; nothing from a folder that is not there. Raises ConfigError for a damaged file."""
     found = {}
     for file in sorted(folder.glob("*.parquet")):
-        found.update((record["id"], from_record(record)) for record in pq.read_table(file).to_pylist())
+        try:
+            found.update((record["id"], from_record(record)) for record in pq.read_table(file).to_pylist())
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{file}: no trajectories: {first_line(error)}; delete it and it is made again by the next evaluate --model"
+            ) from None
     return found
+
+
+def check_identity(note: Path) -> None:
+    """Raises ConfigError for a file that is there and damaged: it does not say whose the trajectories beside it are."""
+    try:
+        whole = not note.is_file() or isinstance(json.loads(note.read_bytes()), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ConfigError(f"{note}: damaged; delete its folder and it is made again by the next evaluate --model")
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -251,7 +251,14 @@ def copy_out(folder: Path, url: str, keep: int, owner: str) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "state.json").read_text())
+    """Raises ConfigError for a file that is missing or damaged."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+    except (OSError, ValueError):
+        state = None
+    if not isinstance(state, dict) or "step" not in state:
+        raise ConfigError(f"{folder}/state.json: damaged; delete {folder} and training goes on from what was kept before it")
+    return state
 
 
 def flush(folder: Path) -> None:

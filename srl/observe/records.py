@@ -5,13 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srl.observe.run_directory import write_text
+from srl.config import ConfigError
+from srl.observe.run_directory import is_record, write_text
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of the file; a last line that was not finished is none."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of the file; a last line that was not finished is none. Raises ConfigError naming a line that holds none."""
+    found = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.exists() else [], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not is_record(record):
+            raise ConfigError(f"{file}, line {number}: no record; delete the line")
+        found.append(record)
+    return found
 
 
 def forget(file: Path, first_steps: Mapping[str, int]) -> list[dict[str, Any]]:

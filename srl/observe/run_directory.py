@@ -60,6 +60,7 @@ FREE = {
     "sft": {"checkpoint_every"},
     "evaluate": {"block"},
 }
+NEEDED = {"method", "benchmark", "turn1", "final", "delta", "i2c", "c2i"}  # in every row of results.json
 LEAST_FREE_BYTES = 2**30
 # Where a run keeps what it has come to: as long as there is none of it, its settings may change.
 KEPT = ("state.json", "metrics.jsonl", "results.json", "evaluations", "stage1", "checkpoints", "resume")
@@ -156,7 +157,8 @@ class RunDirectory:
         write_text(file, "".join(line + "\n" for line in [*(line for line in old if not line.startswith(begin)), *new]))
 
     def rows(self) -> list[dict[str, Any]]:
-        return (read_json(self.file("results.json")) or {"rows": []})["rows"]
+        """Raises ConfigError as `read_rows`."""
+        return read_rows(self.path)
 
     def close(self) -> None:
         self.scalars.close()
@@ -195,8 +197,25 @@ def placement(config: Config) -> dict[str, Any]:
 
 
 def finished(path: Path) -> dict[str, float]:
-    """Finished phases of the run in that directory and their seconds."""
-    return (read_json(path / "state.json") or {"phases": {}})["phases"]
+    """Finished phases of the run in that directory and their seconds. Raises ConfigError for a damaged state.json."""
+    phases = (read_json(path / "state.json") or {}).get("phases", {})
+    if not isinstance(phases, dict):
+        raise ConfigError(f"{path / 'state.json'}: no finished phases; delete it and what is there is gone through again")
+    return phases
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of the run in that directory. Raises ConfigError for a results.json that holds anything else."""
+    file = path / "results.json"
+    rows = (read_json(file) or {}).get("rows", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows):
+        raise ConfigError(f"{file}: no rows of results; delete it and evaluate --model makes them again")
+    return rows
+
+
+def is_record(value: Any) -> bool:
+    """Whether it is a line of measurements."""
+    return isinstance(value, dict) and value.keys() >= {"phase", "step"}
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

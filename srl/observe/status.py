@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from srl.config import ConfigError
 from srl.observe.health import gibibytes
 from srl.observe.progress import duration
-from srl.observe.run_directory import finished, read_json
+from srl.observe.run_directory import finished, is_record, read_json
 
 # Recorded numbers worth a line, in this order; each phase has some of them.
 SHOWN = ("loss", "reward", "turn1", "final", "kl", "entropy", "policy_age", "tokens_per_second", "seconds", "validation_loss")
+# What the watchdog writes into status.json.
+WRITTEN = {"written", "interval_s", "host", "pid", "ended", "phase", "step", "moved_s", "actors", "alarms"}
 TAIL_BYTES = 65536
 EVALUATED = "evaluated"  # the phase after models were evaluated from the command line: nothing is left to do
 
 
 def format_status(path: Path, now: float) -> str:
-    """Several lines: phase and step, what is done, the latest measurement, each actor, alarms; ages in seconds before `now`."""
+    """Several lines: phase and step, what is done, the latest measurement, each actor, alarms; ages in seconds before `now`.
+    Raises ConfigError for a damaged status.json or state.json."""
     state, done = read_json(path / "status.json"), finished(path)
+    if state is not None and not state.keys() >= WRITTEN:
+        raise ConfigError(f"{path / 'status.json'}: not what a run writes; delete it and a run that is alive makes it again")
     lines = [headline(path, state, done, now)]
     if done:
         lines.append("done: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.items()))
@@ -87,7 +93,7 @@ def last_record(file: Path) -> dict[str, Any] | None:
             record = json.loads(line)
         except ValueError:  # half a line: being written, or cut by the seek
             continue
-        if record["phase"] not in ("phase", "alarm"):
+        if is_record(record) and record["phase"] not in ("phase", "alarm"):
             return record
     return None
 

@@ -119,13 +119,19 @@ def block_label(problems: Sequence[Problem], weights: Sequence[str]) -> dict[byt
 
 
 def missing_blocks(folder: Path, blocks: dict[str, Sequence[Problem]], weights: Sequence[str]) -> dict[str, Sequence[Problem]]:
-    """Blocks without a file. Raises OtherRunError for a file that holds other problems or comes from another model."""
+    """Blocks without a file. Raises OtherRunError for a file that holds other problems or comes from another model, and
+    ConfigError for one that is not Parquet."""
     missing = {}
     for name, problems in blocks.items():
         if not (folder / name).exists():
             missing[name] = problems
             continue
-        found = pq.read_metadata(folder / name).metadata or {}
+        try:
+            found = pq.read_metadata(folder / name).metadata or {}
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(
+                f"{folder / name}: not a Parquet file: {first_line(error)}; delete it and it is made again"
+            ) from None
         expected = block_label(problems, weights)
         if different := [key.decode() for key in expected if found.get(key) != expected[key]]:
             raise OtherRunError(f"{folder / name} has other {' and '.join(different)} than this run: choose another run.name")

@@ -1,13 +1,15 @@
 """What a report reads: the files of one run directory."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srl.observe.run_directory import read_json
+from srl.observe.run_directory import is_record, read_json, read_rows
 
 Record = dict[str, Any]
+SAMPLE = {"method", "benchmark", "id", "prompt_id", "question", "gold", "prompt_token_ids", "turns", "stop_reason"}
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class RunFiles:
 
 
 def read_run(directory: Path) -> RunFiles:
-    """Raises ConfigError for a results.json or card.json that is not JSON."""
+    """Raises ConfigError for a damaged results.json or card.json."""
     directory = Path(directory)
-    metrics, bad_metrics = read_lines(directory / "metrics.jsonl")
-    samples, bad_samples = read_lines(directory / "trajectories.jsonl")
+    metrics, bad_metrics = read_lines(directory / "metrics.jsonl", is_record)
+    samples, bad_samples = read_lines(directory / "trajectories.jsonl", is_sample)
     config = directory / "config.yaml"
     return RunFiles(
         directory,
-        (read_json(directory / "results.json") or {}).get("rows", []),
+        read_rows(directory),
         metrics,
         samples,
         read_json(directory / "stage1" / "card.json"),
@@ -50,15 +52,24 @@ def read_run(directory: Path) -> RunFiles:
     )
 
 
-def read_lines(path: Path) -> tuple[list[Record], list[str]]:
-    """JSON lines, and a remark on those that are not: the last line of a run that is still writing, or was killed."""
+def read_lines(path: Path, wanted: Callable[[Any], bool]) -> tuple[list[Record], list[str]]:
+    """JSON lines that are `wanted`, and a remark on others: the last line of a run that is still writing, or was killed."""
     found, bad = [], 0
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+    for line in filter(bytes.strip, path.read_bytes().split(b"\n") if path.is_file() else []):
         try:
-            found += [json.loads(line)] if line.strip() else []
+            record = json.loads(line)
         except ValueError:
+            record = None
+        if wanted(record):
+            found.append(record)
+        else:
             bad += 1
-    return found, [f"Lines of {path.name} that are not JSON and were left out: {bad}."] if bad else []
+    return found, [f"Lines of {path.name} that are no records and were left out: {bad}."] if bad else []
+
+
+def is_sample(value: Any) -> bool:
+    """Whether it is a line of trajectories.jsonl."""
+    return isinstance(value, dict) and value.keys() >= SAMPLE
 
 
 def series(lines: list[Record], phase: str, key: str) -> tuple[list[float], list[float]]:
