@@ -4,7 +4,17 @@ from collections import Counter
 
 import pytest
 
-from srl.pipelines.card import add, bucket, card_text, data_card, difficulty_of, problem_statistics
+from srl.pipelines.card import (
+    SHARES,
+    add,
+    bucket,
+    card_text,
+    data_card,
+    difficulty_of,
+    histogram_bars,
+    problem_statistics,
+    tenth,
+)
 from srl.pipelines.render import messages, render
 from tests.demonstration_rows import RIGHT, SLIP, config, family, path
 
@@ -27,6 +37,14 @@ def test_the_data_card_counts_every_kind_of_sample():
 
 def test_difficulty_is_the_share_of_right_attempts():
     assert difficulty_of(SAMPLED) == {"prompt_id": "p", "attempts": 2, "right": 1, "share": 0.5}
+
+
+def test_a_problem_counts_in_the_tenth_of_its_share_and_all_right_in_the_last():
+    assert [tenth(right, 4) for right in range(5)] == ["0.0", "0.2", "0.5", "0.7", "0.9"]
+    assert [tenth(right, 10) for right in (2, 3, 6, 7, 9, 10)] == ["0.2", "0.3", "0.6", "0.7", "0.9", "0.9"]
+    counts = {"0.0": 9, "0.2": 36, "0.9": 5, "1.0": 40}  # 1.0: as in cards of earlier versions
+    assert histogram_bars(SHARES, counts) == {(0.0, 0.1): 9, (0.2, 0.3): 36, (0.9, 1.0): 45}
+    assert histogram_bars("tokens per attempt", {"28": 1, "32": 2, "896": 3}) == {(28, 32): 1, (32, 40): 2, (896, 1024): 3}
 
 
 def test_statistics_of_parts_add_up():

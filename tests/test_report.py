@@ -12,12 +12,13 @@ import pytest
 
 from srl.config import ConfigError
 from srl.evaluation.metrics import TRANSITIONS, summarise
-from srl.evaluation.report import browser
+from srl.evaluation.report import browser, plots
 from srl.evaluation.report.browser import choose
 from srl.evaluation.report.page import write_report
 from srl.evaluation.report.results import ENDS, asked_how, stage_rows, tiles
-from srl.evaluation.report.training import timeline
+from srl.evaluation.report.training import counted, timeline
 from srl.evaluation.scaling import scaling
+from srl.pipelines.card import SHARES
 from srl.trajectory import Outcome, StopReason, Trajectory, Turn, TurnKind, Verdict, to_record
 
 ATTACK = "</script></pre><script>alert(1)</script><img src=x onerror=alert(2)> https://evil.example \"'&\u2028"
@@ -202,6 +203,16 @@ def test_a_missing_file_costs_one_line(tmp_path, name):
     page = write_report(directory).read_text("utf-8")
     assert Tree(page).tags.count("section") == SECTIONS
     assert re.search(rf'<p class="note">[^<]*{re.escape(name)}[^<]*</p>', page)
+
+
+@pytest.mark.parametrize("all_right", ["0.9", "1.0"])  # 1.0: as in cards of earlier versions
+def test_no_bar_of_the_shares_ends_beyond_one_and_a_quarter_stands_between_two_and_three_tenths(monkeypatch, all_right: str):
+    drawn = []
+    monkeypatch.setattr(plots, "as_svg", lambda figure, title: drawn.append(figure) or "")
+    counted(SHARES, {"0.0": 9, "0.2": 36, "0.5": 105, "0.7": 110, all_right: 40})
+    (axes,) = drawn[0].axes
+    bars = [(round(bar.get_x(), 6), round(bar.get_x() + bar.get_width(), 6), bar.get_height()) for bar in axes.patches]
+    assert bars == [(0.0, 0.1, 9), (0.2, 0.3, 36), (0.5, 0.6, 105), (0.7, 0.8, 110), (0.9, 1.0, 40)]
 
 
 def test_an_empty_directory_gives_a_report(tmp_path):

@@ -14,6 +14,7 @@ from srl.trajectory import Outcome, TurnKind
 # Name of a table -> its counts; adding them up gives the same for parts and whole.
 Statistics = dict[str, Counter]
 
+SHARES = "problems by share of right attempts"
 EXAMPLES = 2  # of each class, in full
 
 
@@ -47,15 +48,36 @@ def problem_statistics(rows: Sequence[Row]) -> Statistics:
         if len(verdicts) > 1:
             alike = "all alike" if len(set(verdicts)) == 1 else "not all alike"
             found[f"verdicts of one {side_of(outcomes[attempt])} attempt"][alike] += 1
-    share = difficulty_of(rows)  # counted from each tenth on
-    found["problems by share of right attempts"][f"{int(10 * share['share']) / 10:.1f}"] += 1
+    problem = difficulty_of(rows)
+    found[SHARES][tenth(problem["right"], problem["attempts"])] += 1
     return {name: +counts for name, counts in found.items()}
 
 
 def bucket(tokens: int) -> str:
     """The least length in the same bar of a histogram: four bars from one power of two to the next, of 4 tokens at least."""
-    width = max(4, 2 ** (tokens.bit_length() - 3))
+    width = bar_width(tokens)
     return str(tokens // width * width)
+
+
+def bar_width(tokens: int) -> int:
+    return max(4, 2 ** (tokens.bit_length() - 3))
+
+
+def tenth(right: int, attempts: int) -> str:
+    """The least share in the same bar of a histogram: ten bars, of which the last has those with all right too."""
+    return f"{min(10 * right // attempts, 9) / 10:.1f}"
+
+
+def histogram_bars(title: str, counts: Mapping[str, int]) -> dict[tuple[float, float], int]:
+    """(from, to) -> count, of a table that is a histogram: of `SHARES`, or of tokens by `bucket`."""
+    found: Counter = Counter()
+    for least, count in counts.items():
+        if title == SHARES:
+            place = min(round(10 * float(least)), 9)  # cards of earlier versions have 1.0 apart
+            found[place / 10, (place + 1) / 10] += count
+        else:
+            found[int(least), int(least) + bar_width(int(least))] += count
+    return dict(found)
 
 
 def side_of(outcome: str) -> str:
@@ -146,7 +168,7 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 PLOTS = {
     "lengths": ("tokens per attempt", "tokens per verdict", "tokens per revision", "tokens per demonstration"),
-    "difficulty": ("problems by share of right attempts",),
+    "difficulty": (SHARES,),
     "verdicts": ("verdicts on correct attempts", "verdicts on wrong attempts"),
     "mix": ("classes", "dropped"),
 }

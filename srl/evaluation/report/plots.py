@@ -86,14 +86,11 @@ def bar_plot(title: str, bars: list[tuple[str, list[float]]], parts: dict[str, s
     return as_svg(figure, title)
 
 
-def histogram_plot(title: str, counts: dict[float, int]) -> str:
-    """Counts by the lower edge of their bin; a bin reaches to the next edge."""
-    edges = sorted(counts)
-    widths = [after - before for before, after in itertools.pairwise(edges)]
+def histogram_plot(title: str, counts: dict[tuple[float, float], int]) -> str:
+    """Counts by (from, to) of their bar."""
+    starts, widths = [start for start, _ in counts], [end - start for start, end in counts]
     figure, axes = new_figure(1.6, 3.4)
-    axes.bar(
-        edges, [counts[edge] for edge in edges], [*widths, widths[-1]], align="edge", color=BLUE, edgecolor=ON_BAR, linewidth=0.4
-    )
+    axes.bar(starts, list(counts.values()), widths, align="edge", color=BLUE, edgecolor=ON_BAR, linewidth=0.4)
     return as_svg(figure, title)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from srl.evaluation.report.files import RunFiles, series
 from srl.evaluation.report.markup import escape, folded, missing, number, table
 from srl.evaluation.report.plots import BLUE, GOLD, GREEN, GREY, RED, VIOLET, Span, bar_plot, histogram_plot, line_plot, span_plot
+from srl.pipelines.card import histogram_bars
 
 LANES = {"phase": GREY, "rollout": BLUE, "reward": GREEN, "learner": GOLD, "weights": RED, "validation": VIOLET}
 NO_RL = missing("metrics.jsonl has no RL steps.")
@@ -140,7 +141,7 @@ def data_section(run: RunFiles) -> str:
 def counted(title: str, counts: dict[str, Any]) -> str:
     """Counts by name as a table, by number as a histogram."""
     if len(counts) > 2 and all(re.fullmatch(r"\d+(\.\d+)?", key) for key in counts):
-        return histogram_plot(title, {float(key): count for key, count in counts.items()})
+        return histogram_plot(title, histogram_bars(title, counts))
     body = [[escape(MEANING.get(key, key.replace("_", " "))), plain(value)] for key, value in counts.items()]
     return table([escape(title), ""], body) if body else ""
 
