@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,10 @@ def test_a_row_that_cannot_be_graded_is_named(tmp_path: Path, capsys: pytest.Cap
     assert said in capsys.readouterr().err
     assert main(["grade", "--input", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: No such file" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "srl.main", "grade", "--input", write(tmp_path, [ROWS[0]] * 300)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(120)) == (b"", 141)

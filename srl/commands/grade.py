@@ -41,6 +41,8 @@ def run(options: argparse.Namespace, config: Config) -> None:
             with Path(options.output).open("w", encoding="utf-8") as file:
                 grades = write_rows(file, rows, grader, extract)
     except OSError as error:
+        if options.output == "-" and isinstance(error, BrokenPipeError):
+            raise  # a reader that has seen enough is no mistake: the command line ends without a word
         raise ConfigError(f"--output {options.output}: {error.strerror}") from None
     finally:
         grader.close()
