@@ -118,6 +118,10 @@ def test_an_unknown_key_that_resembles_nothing_lists_the_sections():
         ("rl.prompts=0", "rl.prompts=0: Input should be greater than or equal to 1"),
         ("sft.learning_rate=-1", "sft.learning_rate=-1: Input should be greater than 0"),
         ("run.name=../up", "run.name='../up': String should match"),
+        (f"run.name={101 * 'a'}", f"run.name={101 * 'a'!r}: String should have at most 100 characters"),
+        ("rollout.timeout_s=.inf", "rollout.timeout_s=inf: Input should be a finite number"),
+        ("sft.learning_rate=.nan", "sft.learning_rate=nan: Input should be a finite number"),
+        ("objective.kl_by={verdict: .inf}", "objective.kl_by.verdict=inf: Input should be a finite number"),
         ("rl=3", "rl=3: rl is a section, with settings such as rl.start"),
         ("rl.prompts.x=1", "rl.prompts={'x': 1}: Input should be a valid integer"),
     ],
@@ -296,6 +300,20 @@ def test_a_runs_own_file_gives_its_settings_again(file, overrides, tmp_path):
     again = load_run(tmp_path, [])
     assert (identity(again), placement(again)) == (identity(config), placement(config))
     assert load_run(tmp_path, ["rl.steps=8"]).rl.steps == 8
+
+
+@pytest.mark.parametrize("text", ["rl: &a\n  x: *a\n", "rl: &a\n  <<: *a\n"])
+def test_an_anchor_that_holds_itself_is_refused_with_its_file(text: str, tmp_path: Path):
+    (tmp_path / "endless.yaml").write_text(text)
+    assert refused(path=f"{tmp_path}/endless.yaml").startswith(f"{tmp_path}/endless.yaml: nested without end")
+    (tmp_path / "shared.yaml").write_text("rl: &a {learning_rate: 1.0e-5}\nsft: *a\n")
+    assert load_config(f"{tmp_path}/shared.yaml", []).sft.learning_rate == 1e-5
+
+
+def test_a_run_may_be_kept_below_the_home_directory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(None, ["run.directory=~/runs", f"name={100 * 'a'}"])
+    assert RunDirectory.locate(config) == Path("/home/me/runs", 100 * "a")
 
 
 def configured(command: str, *overrides: str, **options: str | None) -> Config:

@@ -179,17 +179,20 @@ def find(name: str, folder: Path, setting: str) -> Path:
 
 
 def read_yaml(name: str, file: Path) -> dict[str, Any]:
+    """The sections of a file. Raises ConfigError for one that cannot be read or holds anything else, and for a repeated key."""
     try:
         text = file.read_text("utf-8")
         data = yaml.safe_load(text) or {}
+        refuse_repeated(yaml.compose(text, yaml.SafeLoader), name)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise ConfigError(f"{name}: not YAML: {where}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested without end, as where an anchor (&) holds its own alias (*)") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected sections such as `model:`, found {type(data).__name__}")
-    refuse_repeated(yaml.compose(text, yaml.SafeLoader), name)
     return {section: settings for section, settings in data.items() if settings is not None}  # all of one may be commented out
 
 

@@ -3,18 +3,23 @@
 import os
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from srl.config.section import Section
 
 
 class RunConfig(Section):
-    name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder of this run under `directory`.")
+    name: str = Field(
+        "tiny",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Folder of this run under `directory`.",
+    )
     recipe: str = Field(
         "",
         description="Stage-2 recipe of configs/recipes/, or a YAML file; its settings go over those of --config.",
     )
-    directory: str = Field("runs", description="Where runs are kept.")
+    directory: str = Field("runs", description="Where runs are kept; `~` is the home directory.")
     seed: int = Field(0, description="Seed of sampling, shuffling and problem order.")
     fresh: bool = Field(False, description="Delete what an earlier run of this name left. Also spelled `fresh=true`.")
     ray_address: str = Field(
@@ -37,6 +42,11 @@ class RunConfig(Section):
     stall_s: float = Field(
         900, gt=0, description="Seconds without any movement after which the run says so and dumps all stacks."
     )
+
+    @field_validator("directory")
+    @classmethod
+    def _home(cls, directory: str) -> str:
+        return os.path.expanduser(directory)
 
     @property
     def cluster(self) -> tuple[str, str]:
