@@ -60,7 +60,6 @@ FREE = {
     "sft": {"checkpoint_every"},
     "evaluate": {"block"},
 }
-NEEDED = {"method", "benchmark", "turn1", "final", "delta", "i2c", "c2i"}  # in every row of results.json
 LEAST_FREE_BYTES = 2**30
 # Where a run keeps what it has come to: as long as there is none of it, its settings may change.
 KEPT = ("state.json", "metrics.jsonl", "results.json", "evaluations", "stage1", "checkpoints", "resume")
@@ -208,7 +207,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of the run in that directory. Raises ConfigError for a results.json that holds anything else."""
     file = path / "results.json"
     rows = (read_json(file) or {}).get("rows", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= {"method", "benchmark"} for row in rows):
         raise ConfigError(f"{file}: no rows of results; delete it and evaluate --model makes them again")
     return rows
 
