@@ -53,9 +53,11 @@ def step_metrics(
 
 
 def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
+    """One line for the console; without a reference there is no KL to tell."""
+    kl = f"kl {metrics['kl']:.4f}  " if "kl" in metrics else ""
     return (
         f"step {step + 1:>3}/{steps}  turn 1 {metrics['turn1']:5.1f}  final {metrics['final']:5.1f}  "
-        f"kl {metrics.get('kl', 0.0):.4f}  entropy {metrics.get('entropy', 0.0):.3f}  "
+        f"{kl}entropy {metrics.get('entropy', 0.0):.3f}  "
         f"{signal(metrics)}  "
         f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['seconds']:.1f} s"
     )
