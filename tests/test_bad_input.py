@@ -301,6 +301,7 @@ def test_a_number_that_is_out_of_bounds(capfd: pytest.CaptureFixture[str], argum
             "--protocol=nope: there is none of that name; there are long_chain, ",
         ),
         ("run --dry-run protocol.name=nope", "protocol.name=nope: there is none of that name; there are long_chain, "),
+        ("run --dry-run protocol.name=verdict", "protocol.name=verdict: there is none of that name; there are long_chain, "),
         ("run --dry-run protocol.name=nope:own", "protocol.name=nope:own: No module named 'nope'"),
         ("evaluate --dry-run --model base --benchmark {}/nope.jsonl", "{}/nope.jsonl: no such file"),
         ("pretrain --to /dev/null/x", "--to: /dev/null/x cannot be made: Not a directory"),

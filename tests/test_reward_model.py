@@ -119,6 +119,7 @@ def run(chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, l
     return config, found
 
 
+@pytest.mark.long
 def test_the_reward_model_is_a_folder_that_knows_right_from_wrong(run, chat: Chat):
     config, _ = run
     folder = RunDirectory.locate(config) / "checkpoints" / "orm"
@@ -128,6 +129,7 @@ def test_the_reward_model_is_a_folder_that_knows_right_from_wrong(run, chat: Cha
     assert model.score(opening, chat.encode(RIGHT)) > 0 > model.score(opening, chat.encode(solution(CHAIN, [33])))
 
 
+@pytest.mark.long
 def test_what_the_reward_model_says_decides_who_is_asked_again_and_is_counted_as_verdicts(run):
     _, (judged, chain, attempt) = run
     assert judged["method"] == "base, judged, judge orm"

@@ -22,7 +22,7 @@ from srl.pipelines import assemble, attempts
 from srl.pipelines.assemble import check_tokenizer
 from srl.pipelines.samples import check_samples
 from srl.protocols.chat import Chat, model_folder
-from srl.protocols.protocol import PROTOCOLS
+from srl.protocols.protocol import TRAINABLE
 from srl.rollout.judges import check_judge
 from srl.rollout.machine import check_machine
 from srl.rollout.recorded import read_trajectories
@@ -69,7 +69,7 @@ def check_settings(config: Config, phases: Sequence[str]) -> None:
     if {"sft", "orm", "rl"} & set(phases):
         check_family(model_folder(config.model.path), "model.path")
     recipe_functions(config)
-    look_up("protocol.name", config.protocol.name, PROTOCOLS)
+    look_up("protocol.name", config.protocol.name, TRAINABLE)
     check_judge(config.protocol.name, config)
     check_sinks(config.run.sinks)
     check_inputs(config, phases)

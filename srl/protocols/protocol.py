@@ -47,6 +47,9 @@ PROTOCOLS: dict[str, Callable[[Config, Chat], Protocol]] = {
     },
 }
 
+# What goes on from a given trajectory is a step of stage 1 and no conversation.
+TRAINABLE = {name: make for name, make in PROTOCOLS.items() if name not in ("verdict", "revision")}
+
 
 def build_protocol(name: str, config: Config, chat: Chat, setting: str = "protocol.name") -> Protocol:
     """One of PROTOCOLS, or module:function. Raises ConfigError, naming the setting, for neither."""
