@@ -14,12 +14,12 @@ from srl.driver.evaluate import run_protocol
 from srl.driver.flow import REPLACED, Flow, has_failed
 from srl.driver.ledger import Ledger, Stream
 from srl.driver.policy import PolicyUpdate, logprobs
+from srl.driver.policy_versions import PolicyVersions
 from srl.driver.resume import checkpoints, forget_after, load, restore_best, save
 from srl.driver.sampling import sample_extra
 from srl.driver.selection import Selection
 from srl.driver.session import Session
 from srl.driver.step_record import Clock, step_line, step_metrics
-from srl.driver.versions import PolicyVersions
 from srl.evaluation.metrics import summarise
 from srl.learner.batch import policy_example
 from srl.learner.correction import policy_age
@@ -141,7 +141,7 @@ class Training:
         self.step, version, self.previous = load(folder, self.session.config, self.update, self.ledger, self.selection)
         self.versions.go_on_after(version)
         if self.previous is not None:
-            self.versions.update_of[self.previous.version] = self.versions.update - 1
+            self.versions.is_of_the_step_before(self.previous.version)
         self.history = forget_after(self.session.run, self.step)
 
     def shake_hands(self) -> None:
@@ -178,8 +178,8 @@ class Training:
         extra = sample_extra(self.session, trajectories)
         self.rest()
         clock.lap("reward_s")
-        trained = max(0, self.step - self.update.first_step)
-        rate = settings.learning_rate * schedule(trained, settings.steps, settings.warmup_steps, decay=False)
+        policy_steps = max(0, self.step - self.update.first_step)
+        rate = settings.learning_rate * schedule(policy_steps, settings.steps, settings.warmup_steps, decay=False)
         age = policy_age(trajectories, self.versions.ages())
         off_policy = age["policy_age_max"] > 0 or self.session.config.model.dtype == "bfloat16"
         updated = {**self.update.step(trajectories + extra, self.step, rate, off_policy), **age}

@@ -13,13 +13,13 @@ from srl.learner.batch import Batch
 from srl.learner.lora import published
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-LATER_S = 60.0
+LATER_S = 60.0  # seconds that ranks wait for each other beyond the driver's wait for them
 
 
 def join_ranks(address: tuple[str, int], rank: int, world: int, on_gpu: bool, timeout_s: float) -> None:
     """Meet the other ranks at `address`; returns when all are there.
 
-    They wait for each other longer than the driver waits for them (`timeout_s`), which can say what it waited for.
+    The driver waits for a rank `timeout_s` seconds and can say for what, so its wait ends first.
     """
     host, port = address
     os.environ.update(

@@ -1,4 +1,4 @@
-from srl.driver.versions import PolicyVersions
+from srl.driver.policy_versions import PolicyVersions
 
 
 def test_a_policy_that_is_sent_again_is_as_old_as_before():

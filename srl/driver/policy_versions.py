@@ -18,9 +18,15 @@ class PolicyVersions:
         """Versions up to that are taken."""
         self.newest = max(self.newest, version)
 
+    def is_of_the_step_before(self, version: int) -> None:
+        """That version carries the policy before the one that the workers hold."""
+        self.update_of[version] = self.update - 1
+
     def next(self, changed: bool) -> int:
-        """The version of weights about to be sent, which are of the next update if `changed`. Workers may sample with them before
-        all have them."""
+        """The version of weights about to be sent, which are of the next update if `changed`.
+
+        Workers may sample with them before all have them.
+        """
         self.newest += 1
         self.update_of[self.newest] = self.update + changed
         return self.newest
